@@ -1,0 +1,92 @@
+//! A route's `tls`: trust anchors, client identity, how the server's certificate is verified.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
+use crate::settings::{Table, Value};
+use crate::upstream::Host;
+use crate::upstream::tls::{FileRef, Settings, Verify};
+
+/// Reads a `tls` table.
+pub(super) fn read(table: Table<'_>) -> Settings {
+    for key in ["bundle", "identity"] {
+        if let Some(value) = table.get(key) {
+            value.error("not supported yet: unpack the reply and give `ca`, `cert` and `key`");
+        }
+    }
+    let ca = table.get("ca");
+    let (cert, key) = (table.get("cert"), table.get("key"));
+    match (&cert, &key) {
+        (Some(cert), None) => cert.error("`key` is missing: a certificate is nothing without its private key"),
+        (None, Some(key)) => key.error("`cert` is missing: a private key is nothing without its certificate"),
+        _ => {}
+    }
+    let settings = Settings {
+        verify: verify(&table, ca.as_ref()),
+        ca: ca.and_then(|value| file(&value)),
+        identity: cert.and_then(|value| file(&value)).zip(key.and_then(|value| file(&value))),
+        server_name: table.get("server_name").and_then(|value| value.parse(Host::parse)),
+    };
+    table.finish();
+    settings
+}
+
+/// True if a client certificate is given, be it a wrong one.
+pub(super) fn names_certificate(table: &Table<'_>) -> bool {
+    ["bundle", "cert", "key"].into_iter().any(|key| table.get(key).is_some())
+}
+
+#[derive(Clone, Copy)]
+enum Mode {
+    Full,
+    CaOnly,
+    Pin,
+    Nothing,
+}
+
+fn verify(table: &Table<'_>, ca: Option<&Value<'_>>) -> Verify {
+    let (given, pin) = (table.get("verify"), table.get("pin"));
+    let pins = pin.as_ref().and_then(|pin| pin.some_of(read_pin)).unwrap_or_default();
+    let modes = [("full", Mode::Full), ("ca-only", Mode::CaOnly), ("pin", Mode::Pin), ("none", Mode::Nothing)];
+    let mode = given.as_ref().map_or(Some(Mode::Full), |given| given.choice(&modes));
+    // What goes with a mode that is not understood cannot be judged.
+    let Some(mode) = mode else { return Verify::Full };
+    match (mode, &given, &pin) {
+        (Mode::Full | Mode::CaOnly | Mode::Nothing, _, Some(pin)) => pin.error("goes with `verify = \"pin\"` alone"),
+        (Mode::Pin, Some(given), None) => given.error("`pin` is missing: [\"sha256/…\"] of the server's public key"),
+        _ => {}
+    }
+    match (mode, &given, ca) {
+        (Mode::CaOnly, Some(given), None) => {
+            given.error("`ca` is missing: where names are not checked, any server with a public certificate would do");
+        }
+        (Mode::Pin | Mode::Nothing, _, Some(ca)) => {
+            ca.warning("not used: with this `verify` no chain of certificates is checked");
+        }
+        _ => {}
+    }
+    match mode {
+        Mode::Full => Verify::Full,
+        Mode::CaOnly => Verify::CaOnly,
+        Mode::Pin => Verify::Pin(pins),
+        Mode::Nothing => {
+            if let Some(given) = given {
+                given.warning("the server is not verified: anyone on the way can read and change what is sent");
+            }
+            Verify::Nothing
+        }
+    }
+}
+
+fn read_pin(value: &Value<'_>) -> Option<[u8; 32]> {
+    value.parse(|text| {
+        let digest = text.strip_prefix("sha256/").and_then(|encoded| STANDARD.decode(encoded).ok());
+        let digest = digest.and_then(|digest| digest.try_into().ok());
+        digest.ok_or("expected \"sha256/\" and the base64 of the 32 octets of a public key's SHA-256")
+    })
+}
+
+/// Reads the path of a file.
+pub(super) fn file(value: &Value<'_>) -> Option<FileRef> {
+    Some(FileRef { path: value.file()?, place: value.place() })
+}

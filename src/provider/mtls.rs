@@ -1,0 +1,69 @@
+//! Mutual TLS: the client certificate of the route's `tls` is the whole authentication.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Explanation, Fields, Patience, Provider, Registration, Request, Signer};
+use crate::credential::{Credential, Source};
+
+/// The provider.
+pub(super) static REGISTRATION: Registration = Registration {
+    name: "mtls",
+    summary: "nothing: the client certificate of `tls` does the work",
+    keys: &[],
+    credential_headers: &[],
+    read: |_| Some(Box::new(Mtls)),
+};
+
+#[derive(Debug)]
+struct Mtls;
+
+impl Provider for Mtls {
+    fn source(&self) -> &Source {
+        &Source::Nothing
+    }
+
+    fn sets(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn signer(&self, _credential: &Credential) -> Result<Arc<dyn Signer>, String> {
+        Ok(Arc::new(Unsigned))
+    }
+
+    fn needs_client_certificate(&self) -> bool {
+        true
+    }
+
+    /// Event streams and long builds have a reply's head late and their bodies' next octet later still.
+    fn patience(&self) -> Patience {
+        Patience { response: None, body: Some(Duration::from_secs(3600)) }
+    }
+}
+
+/// Adds nothing.
+struct Unsigned;
+
+impl Signer for Unsigned {
+    fn sign(&self, _request: &Request<'_>, _explain: Option<&mut Explanation>) -> Result<Fields, String> {
+        Ok(Fields::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, Method};
+
+    use super::*;
+    use crate::clock::Timestamp;
+
+    #[test]
+    fn nothing_is_added_and_a_reply_may_take_its_time() {
+        let signer = Mtls.signer(&Mtls.source().load().unwrap()).unwrap();
+        let (method, headers) = (&Method::GET, &HeaderMap::new());
+        let request = Request { method, path: "/", query: None, headers, body: b"", time: Timestamp(0), nonce: "" };
+        assert!(signer.sign(&request, None).unwrap().is_empty());
+        assert!(Mtls.sets().is_empty() && Mtls.needs_client_certificate() && !Mtls.is_replayable());
+        assert_eq!(Mtls.patience(), Patience { response: None, body: Some(Duration::from_secs(3600)) });
+    }
+}

@@ -1,0 +1,365 @@
+//! Bodies on their way, in both directions: streamed, bounded in silence, and cut where they were cut.
+
+use std::cell::Cell;
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::upstream::pool::Lease;
+
+use super::caller::Turn;
+use super::clean::Cleaner;
+use super::hold::Reservation;
+use super::respond;
+
+/// Why a body ended before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// Nothing came for too long.
+    Silent,
+    /// The sender's connection broke, or its framing did.
+    Cut,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Silent => "the body fell silent",
+            Self::Cut => "the body was cut off",
+        })
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// A clock for the silences of a body. It costs nothing while frames keep coming.
+#[derive(Debug)]
+struct Silence {
+    patience: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+    is_running: bool,
+}
+
+impl Silence {
+    fn new(patience: Option<Duration>) -> Self {
+        Self { patience, timer: None, is_running: false }
+    }
+
+    fn broken(&mut self) {
+        self.is_running = false;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(patience) = self.patience else { return Poll::Pending };
+        if !self.is_running {
+            self.is_running = true;
+            let deadline = Instant::now() + patience;
+            match &mut self.timer {
+                Some(timer) => timer.as_mut().reset(deadline),
+                None => self.timer = Some(Box::pin(sleep_until(deadline))),
+            }
+        }
+        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
+    }
+}
+
+/// A body as it comes from the wire, with its silences timed.
+#[derive(Debug)]
+pub struct Wire {
+    incoming: Incoming,
+    silence: Silence,
+    /// What was taken off the front to see whether there is anything.
+    first: Option<Bytes>,
+}
+
+impl Wire {
+    /// Times the silences of a body; `None` is for ever.
+    #[must_use]
+    pub fn new(incoming: Incoming, patience: Option<Duration>) -> Self {
+        Self { incoming, silence: Silence::new(patience), first: None }
+    }
+
+    /// Waits until it is known whether the body has a single octet, and tells. Trailers alone make no body.
+    ///
+    /// # Errors
+    /// It ended before its end.
+    pub async fn has_octets(&mut self) -> Result<bool, Broken> {
+        while let Some(frame) = Pin::new(&mut *self).frame().await {
+            match frame?.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => {
+                    self.first = Some(data);
+                    return Ok(true);
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Body for Wire {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        match Pin::new(&mut self.incoming).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                self.silence.broken();
+                Poll::Ready(frame.map(|frame| frame.map_err(|_| Broken::Cut)))
+            }
+            Poll::Pending => self.silence.poll(cx).map(|()| Some(Err(Broken::Silent))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        // What was taken off the front is no longer counted by the rest.
+        if self.first.is_some() { SizeHint::default() } else { self.incoming.size_hint() }
+    }
+}
+
+/// How far an upload has come, for the one who awaits the reply.
+#[derive(Debug)]
+pub struct Upload {
+    /// When the last frame was handed over.
+    pub last: Cell<Instant>,
+    /// True once the last frame was.
+    pub is_finished: Cell<bool>,
+    /// Why it ended early, if it did.
+    pub broken: Cell<Option<Broken>>,
+}
+
+/// A request's body on its way upstream.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// Nothing more.
+    Empty,
+    /// Held octets, counted against the bound for as long as they live.
+    Held(Bytes, Rc<Reservation>),
+    /// As it comes from the caller.
+    Streaming(Box<Streaming>),
+}
+
+/// A streamed request body.
+#[derive(Debug)]
+pub struct Streaming {
+    wire: Wire,
+    cleaner: Arc<Cleaner>,
+    upload: Rc<Upload>,
+}
+
+impl Outgoing {
+    /// Streams a caller's body; the second value tells how far it has come.
+    #[must_use]
+    pub fn streaming(wire: Wire, cleaner: Arc<Cleaner>) -> (Self, Rc<Upload>) {
+        let upload =
+            Rc::new(Upload { last: Cell::new(Instant::now()), is_finished: Cell::new(false), broken: Cell::new(None) });
+        (Self::Streaming(Box::new(Streaming { wire, cleaner, upload: Rc::clone(&upload) })), upload)
+    }
+
+    /// The same body for another attempt, if it is at hand.
+    #[must_use]
+    pub fn again(&self) -> Option<Self> {
+        match self {
+            Self::Empty => Some(Self::Empty),
+            Self::Held(octets, reservation) => Some(Self::Held(octets.clone(), Rc::clone(reservation))),
+            Self::Streaming(_) => None,
+        }
+    }
+
+    /// What of it is at hand, for a signer.
+    #[must_use]
+    pub fn held(&self) -> &[u8] {
+        match self {
+            Self::Held(octets, _) => octets,
+            _ => &[],
+        }
+    }
+}
+
+impl Body for Outgoing {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Held(octets, _) if octets.is_empty() => Poll::Ready(None),
+            Self::Held(octets, _) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(octets))))),
+            Self::Streaming(streaming) => streaming.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Held(octets, _) => octets.is_empty(),
+            Self::Streaming(streaming) => streaming.wire.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Held(octets, _) => SizeHint::with_exact(octets.len() as u64),
+            Self::Streaming(streaming) => streaming.wire.size_hint(),
+        }
+    }
+}
+
+impl Streaming {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let polled = Pin::new(&mut self.wire).poll_frame(cx);
+        let Poll::Ready(frame) = polled else { return Poll::Pending };
+        self.upload.last.set(Instant::now());
+        let frame = match frame {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    self.cleaner.trailers(trailers);
+                }
+                if self.wire.is_end_stream() {
+                    self.upload.is_finished.set(true);
+                }
+                Some(Ok(frame))
+            }
+            Some(Err(broken)) => {
+                self.upload.broken.set(Some(broken));
+                Some(Err(broken))
+            }
+            None => {
+                self.upload.is_finished.set(true);
+                None
+            }
+        };
+        Poll::Ready(frame)
+    }
+}
+
+/// A reply's body on its way to the caller. The caller's connection is busy for as long as it lives.
+#[derive(Debug)]
+pub struct Reply {
+    content: Content,
+    turn: Turn,
+}
+
+#[derive(Debug)]
+enum Content {
+    Own(Bytes),
+    Upstream(Box<FromUpstream>),
+}
+
+#[derive(Debug)]
+struct FromUpstream {
+    wire: Wire,
+    lease: Option<Lease<Outgoing>>,
+    upload: Option<Rc<Upload>>,
+    /// A break that came while octets before it may still be on their way, and the flushes seen then.
+    broken: Option<(Broken, u64)>,
+}
+
+impl Reply {
+    /// A body of our own.
+    #[must_use]
+    pub fn own(content: Bytes, turn: Turn) -> Self {
+        Self { content: Content::Own(content), turn }
+    }
+
+    /// The upstream's body; the connection that it comes on goes back to its pool at the end.
+    #[must_use]
+    pub fn upstream(wire: Wire, lease: Lease<Outgoing>, upload: Option<Rc<Upload>>, turn: Turn) -> Self {
+        let mut upstream = FromUpstream { wire, lease: Some(lease), upload, broken: None };
+        if upstream.wire.is_end_stream() {
+            upstream.give_back();
+            return Self::own(Bytes::new(), turn);
+        }
+        Self { content: Content::Upstream(Box::new(upstream)), turn }
+    }
+}
+
+impl Body for Reply {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let this = &mut *self;
+        match &mut this.content {
+            Content::Own(octets) if octets.is_empty() => Poll::Ready(None),
+            Content::Own(octets) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(octets))))),
+            Content::Upstream(upstream) => upstream.poll_frame(cx, &this.turn),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Own(octets) => octets.is_empty(),
+            Content::Upstream(upstream) => upstream.wire.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Own(octets) => SizeHint::with_exact(octets.len() as u64),
+            Content::Upstream(upstream) => upstream.wire.size_hint(),
+        }
+    }
+}
+
+impl FromUpstream {
+    /// An upstream that answered before it had all of the body is still being written to: such a connection is closed.
+    fn give_back(&mut self) {
+        let is_free = self.upload.as_ref().is_none_or(|upload| upload.is_finished.get());
+        if let Some(lease) = self.lease.take().filter(|_| is_free) {
+            lease.give_back();
+        }
+    }
+
+    /// A break is held back until what came before it has left: the library drops what it has not written when a body
+    /// errs, and the caller would lose octets, or a whole head, that the upstream did send.
+    fn poll_frame(&mut self, cx: &mut Context<'_>, turn: &Turn) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        let activity = turn.activity();
+        if let Some((broken, flushes)) = self.broken {
+            if activity.flushes() != flushes {
+                return Poll::Ready(Some(Err(broken)));
+            }
+            activity.wake_at_flush(cx.waker());
+            return Poll::Pending;
+        }
+        let mut polled = Pin::new(&mut self.wire).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            respond::clean_trailers(trailers);
+        }
+        match &polled {
+            Poll::Ready(Some(Err(broken))) => {
+                self.lease.take();
+                self.broken = Some((*broken, activity.flushes()));
+                activity.wake_at_flush(cx.waker());
+                return Poll::Pending;
+            }
+            Poll::Ready(Some(Ok(_))) if !self.wire.is_end_stream() => {}
+            Poll::Ready(_) => {
+                activity.set_unframed(false);
+                self.give_back();
+            }
+            Poll::Pending => {}
+        }
+        polled
+    }
+}

@@ -1,0 +1,330 @@
+//! A caller's connection, with the clocks that the HTTP library does not keep.
+//!
+//! The library's own timeout for heads also runs while a kept-alive caller is idle, and nothing in it bounds a caller that
+//! does not read. So the stream itself keeps time: for a head from its first octet, for an idle connection from the end of
+//! the last reply, for a write from the last octet that was taken.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::guard::Peer;
+use super::route::Entrance;
+
+/// What a request needs to know of the connection that it came on.
+#[derive(Debug)]
+pub struct Caller {
+    /// The listener.
+    pub entrance: Entrance,
+    /// Who calls.
+    pub peer: Peer,
+    /// True if this connection is one too many, so that it is only told so.
+    pub is_surplus: bool,
+    /// What the stream and the request tell each other.
+    pub activity: Arc<Activity>,
+}
+
+/// What a caller's stream and the requests on it tell each other.
+#[derive(Debug)]
+pub struct Activity {
+    phase: AtomicU8,
+    /// How long a write may stall, in milliseconds; 0 for ever.
+    write_patience: AtomicU64,
+    /// True while a reply is unfinished whose only framing is the connection's end.
+    is_unframed: AtomicBool,
+    flushes: AtomicU64,
+    is_awaited: AtomicBool,
+    flush_waker: Mutex<Option<Waker>>,
+}
+
+/// Nothing of a next request is there.
+const IDLE: u8 = 0;
+/// A part of a head is there.
+const HEAD: u8 = 1;
+/// A request is being answered.
+const BUSY: u8 = 2;
+
+impl Activity {
+    /// A new connection: its first head is awaited.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            phase: AtomicU8::new(HEAD),
+            write_patience: AtomicU64::new(60_000),
+            is_unframed: AtomicBool::new(false),
+            flushes: AtomicU64::new(0),
+            is_awaited: AtomicBool::new(false),
+            flush_waker: Mutex::new(None),
+        })
+    }
+
+    /// Marks the connection as busy with a request for as long as the turn lives.
+    #[must_use]
+    pub fn turn(self: &Arc<Self>) -> Turn {
+        self.phase.store(BUSY, Ordering::Relaxed);
+        Turn(Arc::clone(self))
+    }
+
+    /// True while a head is awaited on a connection that has brought nothing before, or is there in part.
+    pub fn is_new(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == HEAD
+    }
+
+    /// Sets how long the caller may leave a write waiting.
+    pub fn set_write_patience(&self, patience: Option<Duration>) {
+        let milliseconds = patience.map_or(0, |patience| u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
+        self.write_patience.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// Says that a reply has begun which only the connection's end will end, or that it has come to its own end.
+    pub fn set_unframed(&self, is_unframed: bool) {
+        self.is_unframed.store(is_unframed, Ordering::Relaxed);
+    }
+
+    /// How often everything that was written has reached the kernel.
+    pub fn flushes(&self) -> u64 {
+        self.flushes.load(Ordering::Relaxed)
+    }
+
+    /// Wakes a task at the next flush.
+    pub fn wake_at_flush(&self, waker: &Waker) {
+        *self.flush_waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+        self.is_awaited.store(true, Ordering::Relaxed);
+    }
+
+    fn flushed(&self) {
+        let flushes = self.flushes.load(Ordering::Relaxed);
+        self.flushes.store(flushes.wrapping_add(1), Ordering::Relaxed);
+        // Only a reply that broke off waits here, so the lock is off the way of a request.
+        if self.is_awaited.load(Ordering::Relaxed) {
+            self.is_awaited.store(false, Ordering::Relaxed);
+            if let Some(waker) = self.flush_waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+/// A connection's time with one request; it is idle again when this is dropped.
+#[derive(Debug)]
+pub struct Turn(Arc<Activity>);
+
+impl Turn {
+    /// The connection.
+    #[must_use]
+    pub fn activity(&self) -> &Arc<Activity> {
+        &self.0
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.phase.store(IDLE, Ordering::Relaxed);
+    }
+}
+
+/// A caller's stream.
+#[derive(Debug)]
+pub enum Stream {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+/// A caller's stream that keeps time.
+#[derive(Debug)]
+pub struct TimedStream {
+    stream: Stream,
+    activity: Arc<Activity>,
+    header_timeout: Option<Duration>,
+    idle_timeout: Option<Duration>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// What the timer runs for, so that it is set once and not at every poll.
+    running: Option<Wait>,
+    /// A write waits, so the write's clock runs and no other.
+    is_write_waiting: bool,
+    /// The library waits for octets or has seen their end, so it notices by itself when the caller goes.
+    is_read_to_end: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wait {
+    Head,
+    Idle,
+    Write,
+}
+
+impl TimedStream {
+    /// A stream with the limits for heads and for idleness; `None` is for ever.
+    #[must_use]
+    pub fn new(
+        stream: Stream,
+        activity: Arc<Activity>,
+        header_timeout: Option<Duration>,
+        idle_timeout: Option<Duration>,
+    ) -> Self {
+        Self {
+            stream,
+            activity,
+            header_timeout,
+            idle_timeout,
+            timer: None,
+            running: None,
+            is_write_waiting: false,
+            is_read_to_end: false,
+        }
+    }
+
+    /// Runs the clock of a wait; an error when it is over.
+    fn tick(&mut self, cx: &mut Context<'_>, wait: Wait, patience: Option<Duration>) -> Poll<io::Error> {
+        let Some(patience) = patience else { return Poll::Pending };
+        if self.running != Some(wait) {
+            self.running = Some(wait);
+            let deadline = Instant::now() + patience;
+            match &mut self.timer {
+                Some(timer) => timer.as_mut().reset(deadline),
+                None => self.timer = Some(Box::pin(sleep_until(deadline))),
+            }
+        }
+        match &mut self.timer {
+            Some(timer) => timer.as_mut().poll(cx).map(|()| io::ErrorKind::TimedOut.into()),
+            None => Poll::Pending,
+        }
+    }
+
+    fn await_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if self.is_write_waiting {
+            return Poll::Pending;
+        }
+        match self.activity.phase.load(Ordering::Relaxed) {
+            HEAD => self.tick(cx, Wait::Head, self.header_timeout),
+            IDLE => self.tick(cx, Wait::Idle, self.idle_timeout),
+            _ => Poll::Pending,
+        }
+    }
+
+    /// True if the caller has gone while it is being answered, unseen by the library: that stops reading once it has
+    /// something of a next request.
+    fn has_left(&self, cx: &mut Context<'_>) -> bool {
+        if self.is_read_to_end || self.activity.phase.load(Ordering::Relaxed) != BUSY {
+            return false;
+        }
+        let (readable, socket) = match &self.stream {
+            Stream::Tcp(stream) => (stream.poll_read_ready(cx), SockRef::from(stream)),
+            Stream::Unix(stream) => (stream.poll_read_ready(cx), SockRef::from(stream)),
+        };
+        readable.is_ready() && matches!(socket.peek(&mut [MaybeUninit::uninit()]), Ok(0))
+    }
+
+    /// True if an orderly end would pass off as whole what is none, or leave octets to a caller that does not read.
+    fn is_cut(&self) -> bool {
+        self.is_write_waiting || self.activity.is_unframed.load(Ordering::Relaxed)
+    }
+
+    fn wrote(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.is_write_waiting = written.is_pending();
+        if self.is_write_waiting {
+            let patience = Some(self.activity.write_patience.load(Ordering::Relaxed)).filter(|patience| *patience > 0);
+            return self.tick(cx, Wait::Write, patience.map(Duration::from_millis)).map(Err);
+        }
+        if self.running == Some(Wait::Write) {
+            self.running = None;
+        }
+        written
+    }
+}
+
+impl Drop for TimedStream {
+    fn drop(&mut self) {
+        if let Stream::Tcp(stream) = &self.stream
+            && self.is_cut()
+        {
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+impl AsyncRead for TimedStream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let read = match &mut this.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        };
+        let has_more = buf.filled().len() > before;
+        this.is_read_to_end = !has_more;
+        if read.is_pending() {
+            return this.await_read(cx).map(Err);
+        }
+        if has_more {
+            // Between requests the first octet begins a head; within one it belongs to the body or to what comes next.
+            let phase = &this.activity.phase;
+            if phase.load(Ordering::Relaxed) == IDLE {
+                phase.store(HEAD, Ordering::Relaxed);
+                this.running = None;
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for TimedStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let written = match &mut this.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
+            Stream::Unix(stream) => Pin::new(stream).poll_write(cx, data),
+        };
+        this.wrote(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let written = match &mut this.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+            Stream::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+        };
+        this.wrote(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = match &mut self.stream {
+            Stream::Tcp(stream) => ready!(Pin::new(stream).poll_flush(cx)),
+            Stream::Unix(stream) => ready!(Pin::new(stream).poll_flush(cx)),
+        };
+        self.activity.flushed();
+        if self.has_left(cx) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        // After a reply the library relies on a read that it left waiting before, so the idle clock starts here; once it
+        // is over, the next read says so.
+        let _ = self.await_read(cx);
+        Poll::Ready(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

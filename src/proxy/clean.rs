@@ -1,0 +1,252 @@
+//! Step 4: what of a caller's head goes no further.
+//!
+//! Callers must not be able to send a credential of their own beside the injected one, nor to take an injected header
+//! away by naming it in `Connection`. So everything is removed here, before anything is set.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRAILER, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue};
+use smallvec::SmallVec;
+
+use crate::canonical::headers::fold;
+
+use super::error::{Code, Error};
+
+/// A set of header names, which are the same if they [fold] to the same.
+#[derive(Clone, Debug)]
+pub struct Names {
+    by_first: Vec<Vec<Name>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Name {
+    folded: Box<[u8]>,
+    is_prefix: bool,
+}
+
+impl Names {
+    /// A set of names; a final `*` stands for any ending.
+    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut by_first = vec![Vec::new(); 128];
+        for name in names {
+            let name = Name { folded: fold(name).collect(), is_prefix: name.ends_with('*') };
+            let list = name.folded.first().and_then(|first| by_first.get_mut(usize::from(*first)));
+            if let Some(list) = list.filter(|list| !list.contains(&name)) {
+                list.push(name);
+            }
+        }
+        Self { by_first }
+    }
+
+    /// True if the set has this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        let mut octets = fold(name);
+        let list = octets.next().and_then(|first| self.by_first.get(usize::from(first)));
+        list.is_some_and(|list| {
+            list.iter().any(|known| {
+                let mut octets = octets.clone();
+                let rest = known.folded.get(1..).unwrap_or_default();
+                rest.iter().all(|octet| octets.next() == Some(*octet)) && (known.is_prefix || octets.next().is_none())
+            })
+        })
+    }
+}
+
+/// What a route removes from its callers' heads and trailers, and what it sets.
+#[derive(Clone, Debug)]
+pub struct Cleaner {
+    /// Credential headers of every provider, what this route's provider sets, our own `X-Countersign-*`, and the headers
+    /// of framing.
+    pub remove: Names,
+    /// Those of them that may pass.
+    pub keep: Names,
+    /// Headers that are set.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Headers that are set where the caller sent none.
+    pub default: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Cleaner {
+    /// Cleans a head and sets the route's own headers.
+    ///
+    /// # Errors
+    /// `bad_request` for a transfer coding that we would have to guess at.
+    pub fn head(&self, headers: &mut HeaderMap) -> Result<(), Error> {
+        framing(headers).map_err(|message| Error::new(Code::BadRequest, message))?;
+        self.fields(headers);
+        for (name, value) in &self.set {
+            headers.insert(name.clone(), value.clone());
+        }
+        for (name, value) in &self.default {
+            headers.entry(name).or_insert_with(|| value.clone());
+        }
+        Ok(())
+    }
+
+    /// Cleans the trailers of a body, which must not say anything about its framing either.
+    pub fn trailers(&self, trailers: &mut HeaderMap) {
+        for name in [CONTENT_LENGTH, HOST, TRAILER] {
+            trailers.remove(name);
+        }
+        self.fields(trailers);
+    }
+
+    /// One look at each name, since a head has more names than there is to remove from it.
+    fn fields(&self, headers: &mut HeaderMap) {
+        remove_named_by_connection(headers);
+        remove_where(headers, |name| {
+            self.remove.contains(name) && !self.keep.contains(name) && !PASSES_AS_SPELT.contains(&name)
+        });
+    }
+}
+
+/// Removes the headers whose names satisfy a condition.
+pub fn remove_where(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
+    let doomed: SmallVec<[HeaderName; 8]> = headers.keys().filter(|name| condition(name.as_str())).cloned().collect();
+    for name in doomed {
+        headers.remove(name);
+    }
+}
+
+/// Removes the headers that `Connection` names: they concern one connection alone (RFC 9110, section 7.6.1).
+pub fn remove_named_by_connection(headers: &mut HeaderMap) {
+    let named: SmallVec<[HeaderName; 4]> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|octet| *octet == b','))
+        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+}
+
+/// Refuses every transfer coding but one plain `chunked`, and a length beside it: hyper undoes that one alone, and what
+/// would go on as something else than it says is how requests are smuggled and replies garbled. A length that is a list
+/// must not go on as one (RFC 9110, section 8.6), and clients that read a number there wait for ever.
+///
+/// # Errors
+/// What is wrong.
+pub fn framing(headers: &HeaderMap) -> Result<(), &'static str> {
+    if headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().contains(&b',')) {
+        return Err("the body's length is given as a list");
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_plain = match (codings.next(), codings.next()) {
+        (None, _) => return Ok(()),
+        (Some(coding), None) => coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"),
+        _ => false,
+    };
+    if !is_plain {
+        return Err("the only transfer coding that is understood is one plain `chunked`");
+    }
+    if headers.contains_key(CONTENT_LENGTH) {
+        return Err("the body's length is given twice: as a length and as chunks");
+    }
+    Ok(())
+}
+
+/// Headers that go on, but under their own spelling alone: a server that reads names loosely would take `Content_Length`
+/// for a second length. `Trailer` is among them since trailers are carried through.
+const PASSES_AS_SPELT: [&str; 3] = ["content-length", "host", "trailer"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::canonical::headers::{self, HOP_BY_HOP};
+
+    fn cleaner() -> Cleaner {
+        Cleaner {
+            remove: Names::new(
+                ["Authorization", "X-Auth-Token", "x-bce-date", "Spas-*", "X-Countersign-*"]
+                    .into_iter()
+                    .chain(HOP_BY_HOP)
+                    .chain(headers::FRAMING),
+            ),
+            keep: Names::new(["authorization"]),
+            set: vec![(HeaderName::from_static("x-set"), HeaderValue::from_static("ours"))],
+            default: vec![(HeaderName::from_static("accept"), HeaderValue::from_static("*/*"))],
+        }
+    }
+
+    fn clean(pairs: &[(&str, &str)]) -> Result<Vec<String>, Code> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        cleaner().head(&mut headers).map_err(|error| error.code)?;
+        let mut left: Vec<_> =
+            headers.iter().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
+        left.sort();
+        Ok(left)
+    }
+
+    #[test]
+    fn credentials_go_however_they_are_spelt() {
+        let left = clean(&[
+            ("x-auth-token", "a"),
+            ("X_AUTH_TOKEN", "b"),
+            ("xauthtoken", "b"),
+            ("X-Bce-Date", "c"),
+            ("x.bce_date", "c"),
+            ("spas-anything", "d"),
+            ("SPAS_", "d"),
+            ("x-countersign-request-id", "e"),
+            ("authorization", "kept"),
+            ("x-auth-token-2", "kept"),
+            ("x-set", "theirs"),
+        ]);
+        assert_eq!(left.unwrap(), ["accept: */*", "authorization: kept", "x-auth-token-2: kept", "x-set: ours"]);
+    }
+
+    #[test]
+    fn framing_goes_on_under_its_own_name_only() {
+        let left = clean(&[
+            ("content-length", "5"),
+            ("content_length", "6"),
+            ("Transfer_Encoding", "chunked"),
+            ("transfer.encoding", "chunked"),
+            ("h-o-s-t", "evil.example"),
+            ("x-host", "kept"),
+        ]);
+        assert_eq!(left.unwrap(), ["accept: */*", "content-length: 5", "x-host: kept", "x-set: ours"]);
+    }
+
+    #[test]
+    fn connection_removes_what_it_names_but_nothing_that_is_set() {
+        let left = clean(&[
+            ("connection", "close, x-hop ,X-Set,accept"),
+            ("connection", "keep-alive"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "close"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("expect", "100-continue"),
+            ("x-hop", "1"),
+            ("accept", "text/html"),
+            ("x-end", "2"),
+        ]);
+        assert_eq!(left.unwrap(), ["accept: */*", "x-end: 2", "x-set: ours"]);
+    }
+
+    #[test]
+    fn one_plain_chunked_is_the_only_transfer_coding() {
+        assert!(clean(&[("transfer-encoding", "Chunked")]).is_ok());
+        for coding in ["gzip, chunked", "chunked, chunked", "identity", "xchunked", "chunked;q=1", ""] {
+            assert_eq!(clean(&[("transfer-encoding", coding)]), Err(Code::BadRequest), "{coding}");
+        }
+        let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
+        assert_eq!(clean(&twice), Err(Code::BadRequest));
+        assert_eq!(clean(&[("transfer-encoding", "chunked"), ("content-length", "3")]), Err(Code::BadRequest));
+    }
+
+    #[test]
+    fn trailers_are_cleaned_of_framing_too() {
+        let mut trailers = HeaderMap::new();
+        for name in ["x-checksum", "x_auth-token", "content-length", "transfer-encoding", "host", "spas-signature"] {
+            trailers.insert(name.parse::<HeaderName>().unwrap(), HeaderValue::from_static("1"));
+        }
+        cleaner().trailers(&mut trailers);
+        assert_eq!(trailers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-checksum"]);
+    }
+}

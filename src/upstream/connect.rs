@@ -1,0 +1,243 @@
+//! Reaching an upstream: resolving, connecting, the TLS handshake.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::{Endpoint, Host, Timeouts};
+
+/// Everything that is needed to reach an endpoint.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// The host to dial: the endpoint's, or what the route says instead.
+    pub host: Host,
+    /// The port to dial.
+    pub port: u16,
+    /// For `https://`: the configuration, and the name to send and to verify.
+    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
+
+/// Why an endpoint could not be reached.
+#[derive(Debug)]
+pub enum Trouble {
+    /// Its name leads to no address.
+    Unresolved(io::Error),
+    /// It is one of our own listeners: a request would go round for ever.
+    Ourselves(SocketAddr),
+    /// None of its addresses answered; the last one's error.
+    Refused(SocketAddr, io::Error),
+    /// The handshake failed.
+    Tls(io::Error),
+    /// It took longer than the timeout.
+    TimedOut(&'static str),
+}
+
+/// A connection to an upstream.
+#[derive(Debug)]
+pub enum Stream {
+    /// In the clear.
+    Plain(TcpStream),
+    /// Over TLS.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+/// Connects within the timeout for that; `own` are our own listeners.
+///
+/// # Errors
+/// What stood in the way.
+pub async fn connect(target: &Target, timeouts: &Timeouts, own: &[SocketAddr]) -> Result<Stream, Trouble> {
+    let silence = timeouts.body;
+    let Some(patience) = timeouts.connect else { return reach(target, None, silence, own).await };
+    let deadline = Instant::now() + patience;
+    match timeout_at(deadline, reach(target, Some(deadline), silence, own)).await {
+        Ok(reached) => reached,
+        Err(_) => Err(Trouble::TimedOut("resolving, connecting or the TLS handshake")),
+    }
+}
+
+async fn reach(
+    target: &Target,
+    deadline: Option<Instant>,
+    silence: Option<Duration>,
+    own: &[SocketAddr],
+) -> Result<Stream, Trouble> {
+    let tcp = match &target.host {
+        Host::Address(address) => dial(&[SocketAddr::new(*address, target.port)], deadline, own).await?,
+        Host::Name(name) => {
+            let found = tokio::net::lookup_host((name.as_str(), target.port)).await.map_err(Trouble::Unresolved)?;
+            dial(&alternate(&found.collect::<Vec<_>>()), deadline, own).await?
+        }
+    };
+    prepare(&tcp, silence);
+    let Some((config, name)) = &target.tls else { return Ok(Stream::Plain(tcp)) };
+    let connector = TlsConnector::from(Arc::clone(config));
+    let tls = connector.connect(name.clone(), tcp).await.map_err(Trouble::Tls)?;
+    Ok(Stream::Tls(Box::new(tls)))
+}
+
+/// Tries the addresses one after the other, each with its share of the time that is left, so that one dead address
+/// does not cost the others their chance.
+async fn dial(addresses: &[SocketAddr], deadline: Option<Instant>, own: &[SocketAddr]) -> Result<TcpStream, Trouble> {
+    let mut last = Trouble::Unresolved(io::ErrorKind::NotFound.into());
+    for (index, address) in addresses.iter().enumerate() {
+        if own.iter().any(|own| is_same(own, *address)) {
+            return Err(Trouble::Ourselves(*address));
+        }
+        let left = u32::try_from(addresses.len() - index).unwrap_or(1);
+        let connecting = TcpStream::connect(*address);
+        let connected = match deadline {
+            Some(deadline) if left > 1 => {
+                let share = deadline.saturating_duration_since(Instant::now()) / left;
+                timeout(share, connecting).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            }
+            _ => connecting.await,
+        };
+        match connected {
+            Ok(stream) if is_ourselves(&stream, own) => return Err(Trouble::Ourselves(*address)),
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Trouble::Refused(*address, error),
+        }
+    }
+    Err(last)
+}
+
+/// The addresses with the families taking turns, the resolver's order kept within each.
+fn alternate(addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+    let is_first = |address: &SocketAddr| addresses.first().is_some_and(|first| first.is_ipv4() == address.is_ipv4());
+    let (first, second): (Vec<_>, Vec<_>) = addresses.iter().copied().partition(is_first);
+    let mut turns = Vec::with_capacity(addresses.len());
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    loop {
+        match (first.next(), second.next()) {
+            (None, None) => return turns,
+            (one, other) => turns.extend(one.into_iter().chain(other)),
+        }
+    }
+}
+
+fn is_same(own: &SocketAddr, address: SocketAddr) -> bool {
+    let canonical = |ip: IpAddr| ip.to_canonical();
+    own.port() == address.port()
+        && (canonical(own.ip()) == canonical(address.ip()) || (own.ip().is_unspecified() && address.ip().is_loopback()))
+}
+
+/// A listener on all addresses is reached through any address of this machine, which the connection itself shows.
+fn is_ourselves(stream: &TcpStream, own: &[SocketAddr]) -> bool {
+    match (stream.local_addr(), stream.peer_addr()) {
+        (Ok(local), Ok(peer)) if local.ip() == peer.ip() => {
+            own.iter().any(|own| own.ip().is_unspecified() && own.port() == peer.port())
+        }
+        _ => false,
+    }
+}
+
+/// Options that make a dead peer known soon. None is essential, so a kernel that lacks one is no error.
+fn prepare(stream: &TcpStream, silence: Option<Duration>) {
+    let socket = SockRef::from(stream);
+    let _ = socket.set_tcp_nodelay(true);
+    // The kernel counts an upstream that is alive but does not read as well, and that may be silent as its body may.
+    let _ = socket.set_tcp_user_timeout(silence.map(|silence| silence.max(UNACKNOWLEDGED)));
+    let _ = socket.set_tcp_keepalive(
+        &TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)),
+    );
+}
+
+/// How long what was sent may at least stay unacknowledged.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write(cx, data),
+            Self::Tls(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let addresses = ["[::1]:1", "[::2]:1", "127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1"];
+        let turns = alternate(&addresses.map(|address| address.parse().unwrap()));
+        let turns: Vec<_> = turns.iter().map(ToString::to_string).collect();
+        assert_eq!(turns, ["[::1]:1", "127.0.0.1:1", "[::2]:1", "127.0.0.2:1", "127.0.0.3:1"]);
+    }
+
+    #[tokio::test]
+    async fn an_upstream_may_leave_a_body_unread_for_as_long_as_bodies_may_be_silent() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (silence, expected) in [(Some(5), Some(30)), (Some(3600), Some(3600)), (None, None)] {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            prepare(&stream, silence.map(Duration::from_secs));
+            assert_eq!(SockRef::from(&stream).tcp_user_timeout().unwrap(), expected.map(Duration::from_secs));
+        }
+    }
+
+    #[test]
+    fn our_own_listeners_are_known_by_every_name() {
+        let is_same = |own: &str, address: &str| is_same(&own.parse().unwrap(), address.parse().unwrap());
+        assert!(is_same("127.0.0.1:80", "127.0.0.1:80"));
+        assert!(is_same("127.0.0.1:80", "[::ffff:127.0.0.1]:80"));
+        assert!(is_same("0.0.0.0:80", "127.0.0.9:80"));
+        assert!(!is_same("127.0.0.1:80", "127.0.0.1:81"));
+        assert!(!is_same("127.0.0.1:80", "127.0.0.2:80"));
+    }
+}

@@ -1,0 +1,23 @@
+//! The servers that are called: endpoints, TLS identities and their verification, pools, timeouts.
+
+pub mod connect;
+mod endpoint;
+pub mod pool;
+pub mod tls;
+
+use std::time::Duration;
+
+pub use endpoint::{Endpoint, Host, split_authority};
+
+/// How long to wait for an upstream; `None` is "off".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Resolving, connecting and the TLS handshake together.
+    pub connect: Option<Duration>,
+    /// From the request's last octet to the reply's head.
+    pub response: Option<Duration>,
+    /// Silence inside a body, either way.
+    pub body: Option<Duration>,
+    /// How long an idle connection is kept.
+    pub pool_idle: Option<Duration>,
+}
