@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 
+use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::proxy::state::Route;
 use crate::upstream::tls::Roots;
@@ -27,7 +28,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
     let is_right = remarks.is_empty();
     let mut lines = String::new();
     let mut err = std::io::stderr().lock();
-    if let Some(Config { routes, server, warnings, .. }) = config {
+    if let Some(Config { routes, server, mut warnings, .. }) = config {
+        let now = Clock::system().now();
         let width = routes.iter().map(|route| route.name.len()).max().unwrap_or(0);
         let has_extra = !server.extra_ca.is_empty();
         let roots = Roots::new(server.extra_ca);
@@ -39,7 +41,10 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
             let (name, provider) = (route.name.clone(), route.registration.name);
             let upstream: Vec<_> = route.upstream.iter().map(ToString::to_string).collect();
             let verdict = match Route::prepare(route, &roots) {
-                Ok(_) => "ok",
+                Ok(route) => {
+                    warnings.extend(route.validities.iter().filter_map(|validity| validity.remark(now)));
+                    "ok"
+                }
                 Err(found) => {
                     remarks.extend(found);
                     "not usable"

@@ -74,6 +74,11 @@ async fn supervise(config: Config) -> Result<(), Failed> {
         }
         error => fail(&error.to_string()),
     })?;
+    for warning in daemon.state.routes.iter().flat_map(|route| &route.validities) {
+        if let Some(warning) = warning.remark(Clock::system().now()) {
+            warn!("{}", warning.of(&path));
+        }
+    }
     for (route, address) in &daemon.listening {
         if let Some(route) = route {
             info!(%address, route, "listening");

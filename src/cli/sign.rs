@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ use crate::proxy::listen::Address;
 use crate::proxy::nonce::Nonces;
 use crate::proxy::route::{Doors, Entrance, Found};
 use crate::proxy::state::{Endpoint, Route};
-use crate::upstream::tls::{self, Roots, Verify};
+use crate::upstream::tls::{self, ClientIdentity, Roots, Verify};
 use crate::upstream::{Host, split_authority};
 
 use super::{ConfigFile, Failed, complain, print};
@@ -287,13 +287,18 @@ impl Signing {
         }
         if target.endpoint.secure {
             let tls = &self.settings.tls;
-            let mut file = |flag: &str, path: &PathBuf| word(flag, path.as_os_str().as_encoded_bytes());
+            let mut file = |flag: &str, path: &Path| word(flag, path.as_os_str().as_encoded_bytes());
             if let Some(ca) = &tls.ca {
                 file("--cacert", &ca.path);
             }
-            if let Some((cert, key)) = &tls.identity {
-                file("--cert", &cert.path);
-                file("--key", &key.path);
+            let identity = tls.identity.as_ref().map(|identity| match identity {
+                ClientIdentity::Files { cert, key } => (cert.path.as_path(), key.path.as_path()),
+                // curl reads no bundle: these are the names that one is unpacked under.
+                ClientIdentity::Bundle { .. } => (Path::new("cert.pem"), Path::new("key.pem")),
+            });
+            if let Some((cert, key)) = identity {
+                file("--cert", cert);
+                file("--key", key);
             }
             if let Verify::Pin(pins) = &tls.verify {
                 let pins: Vec<_> = pins.iter().map(|pin| format!("sha256//{}", BASE64_STANDARD.encode(pin))).collect();

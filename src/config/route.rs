@@ -161,7 +161,7 @@ fn tls(
         }
         if !names_certificate {
             at.error_at_key(format!(
-                "the client certificate is missing: give `cert` and `key` in [{}.tls]",
+                "the client certificate is missing: give `cert` and `key`, or `bundle`, in [{}.tls]",
                 table.name()
             ));
         }

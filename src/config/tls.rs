@@ -5,30 +5,41 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::settings::{Table, Value};
 use crate::upstream::Host;
-use crate::upstream::tls::{FileRef, Settings, Verify};
+use crate::upstream::bundle::Identity;
+use crate::upstream::tls::{ClientIdentity, FileRef, Settings, Verify};
 
 /// Reads a `tls` table.
 pub(super) fn read(table: Table<'_>) -> Settings {
-    for key in ["bundle", "identity"] {
-        if let Some(value) = table.get(key) {
-            value.error("not supported yet: unpack the reply and give `ca`, `cert` and `key`");
+    let (ca, bundle) = (table.get("ca"), table.get("bundle"));
+    let settings = Settings {
+        verify: verify(&table, ca.as_ref(), bundle.as_ref()),
+        ca: ca.and_then(|value| file(&value)),
+        identity: identity(&table, bundle.as_ref()),
+        server_name: table.get("server_name").and_then(|value| value.parse(Host::parse)),
+    };
+    table.finish();
+    settings
+}
+
+fn identity(table: &Table<'_>, bundle: Option<&Value<'_>>) -> Option<ClientIdentity> {
+    let (cert, key, which) = (table.get("cert"), table.get("key"), table.get("identity"));
+    if let Some(bundle) = bundle {
+        for value in [cert, key].into_iter().flatten() {
+            value.error("`bundle` brings the certificate and its key: leave this out");
         }
+        let identity = which.map_or(Some(Identity::default()), |value| value.choice(&Identity::NAMES));
+        return Some(ClientIdentity::Bundle { reply: file(bundle)?, identity: identity? });
     }
-    let ca = table.get("ca");
-    let (cert, key) = (table.get("cert"), table.get("key"));
+    if let Some(which) = which {
+        which.error("goes with `bundle` alone, and picks one of several identities in it");
+    }
     match (&cert, &key) {
         (Some(cert), None) => cert.error("`key` is missing: a certificate is nothing without its private key"),
         (None, Some(key)) => key.error("`cert` is missing: a private key is nothing without its certificate"),
         _ => {}
     }
-    let settings = Settings {
-        verify: verify(&table, ca.as_ref()),
-        ca: ca.and_then(|value| file(&value)),
-        identity: cert.and_then(|value| file(&value)).zip(key.and_then(|value| file(&value))),
-        server_name: table.get("server_name").and_then(|value| value.parse(Host::parse)),
-    };
-    table.finish();
-    settings
+    let (cert, key) = (cert.and_then(|value| file(&value)), key.and_then(|value| file(&value)));
+    Some(ClientIdentity::Files { cert: cert?, key: key? })
 }
 
 /// True if a client certificate is given, be it a wrong one.
@@ -44,7 +55,7 @@ enum Mode {
     Nothing,
 }
 
-fn verify(table: &Table<'_>, ca: Option<&Value<'_>>) -> Verify {
+fn verify(table: &Table<'_>, ca: Option<&Value<'_>>, bundle: Option<&Value<'_>>) -> Verify {
     let (given, pin) = (table.get("verify"), table.get("pin"));
     let pins = pin.as_ref().and_then(|pin| pin.some_of(read_pin)).unwrap_or_default();
     let modes = [("full", Mode::Full), ("ca-only", Mode::CaOnly), ("pin", Mode::Pin), ("none", Mode::Nothing)];
@@ -57,7 +68,8 @@ fn verify(table: &Table<'_>, ca: Option<&Value<'_>>) -> Verify {
         _ => {}
     }
     match (mode, &given, ca) {
-        (Mode::CaOnly, Some(given), None) => {
+        // Whether a bundle brings one is seen when it is opened.
+        (Mode::CaOnly, Some(given), None) if bundle.is_none() => {
             given.error("`ca` is missing: where names are not checked, any server with a public certificate would do");
         }
         (Mode::Pin | Mode::Nothing, _, Some(ca)) => {

@@ -26,10 +26,11 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use super::certificates::Identity;
+use super::random;
 use super::service::{Reply, Service};
 use super::verify::{Received, Refusal, Scheme};
-use super::{der, random};
 use crate::clock::Clock;
+use crate::upstream::x509::{self, Certificate};
 
 /// A server that verifies every request and remembers what it found. It stops when it is dropped.
 pub struct Upstream {
@@ -209,7 +210,8 @@ async fn connection(stream: TcpStream, acceptor: Option<TlsAcceptor>, site: Arc<
     let Some(acceptor) = acceptor else { return serve(stream, None, site).await };
     if let Ok(Ok(stream)) = timeout(PATIENCE, acceptor.accept(stream)).await {
         let certificates = stream.get_ref().1.peer_certificates();
-        let client = certificates.and_then(|chain| chain.first()).and_then(|leaf| der::common_name(leaf));
+        let leaf = certificates.and_then(|chain| Certificate::parse(chain.first()?));
+        let client = leaf.and_then(|leaf| x509::common_name(leaf.subject));
         serve(stream, client, site).await;
     }
 }

@@ -18,7 +18,7 @@ use tracing::debug;
 
 use crate::upstream::connect::{self, Trouble};
 use crate::upstream::pool::{Connection, Counted, Key, Lease, Pool, Traffic};
-use crate::upstream::{Timeouts, tls};
+use crate::upstream::{Timeouts, diagnosis};
 
 use super::Limits;
 use super::body::{Outgoing, Upload};
@@ -226,7 +226,7 @@ fn unreachable(trouble: &Trouble, way: Way<'_>) -> Error {
             Error::new(Code::UpstreamUnreachable, format!("{endpoint} cannot be reached at {address}: {error}"))
         }
         Trouble::Tls(error) => {
-            Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {}", in_words(error)))
+            Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {}", in_words(error, way)))
         }
         Trouble::TimedOut(step) => {
             let seconds = way.timeouts.connect.unwrap_or_default().as_secs_f32();
@@ -245,8 +245,8 @@ fn describe(error: &hyper::Error, way: Way<'_>, upload: Option<&Rc<Upload>>) -> 
     }
     let endpoint = &way.endpoint.target.endpoint;
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-    if let Some(error) = io.filter(|error| as_tls(error).is_some()) {
-        return Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {}", in_words(error)));
+    if let Some(error) = io.filter(|error| is_tls(error)) {
+        return Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {}", in_words(error, way)));
     }
     let what = if error.is_parse_too_large() {
         "its reply's head is larger than `limits.header_bytes`, or has more than 100 headers".to_owned()
@@ -260,12 +260,13 @@ fn describe(error: &hyper::Error, way: Way<'_>, upload: Option<&Rc<Upload>>) -> 
     Error::new(Code::UpstreamProtocol, format!("{endpoint}: {what}"))
 }
 
-fn as_tls(error: &io::Error) -> Option<&rustls::Error> {
-    error.get_ref().and_then(|inner| inner.downcast_ref())
+fn is_tls(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
 }
 
-fn in_words(error: &io::Error) -> String {
-    as_tls(error).map_or_else(|| error.to_string(), tls::describe)
+fn in_words(error: &io::Error, way: Way<'_>) -> String {
+    let config = way.endpoint.target.tls.as_ref().map(|(config, _)| config);
+    diagnosis::describe(error, config.is_some_and(|config| config.client_auth_cert_resolver.has_certs()))
 }
 
 /// How long a connection's task may take to notice that a reply has ended.

@@ -104,6 +104,8 @@ pub struct Route {
     pub credential: Credential,
     /// Signs its requests.
     pub signer: Arc<dyn Signer>,
+    /// How long its certificates are valid.
+    pub validities: Vec<tls::Validity>,
 }
 
 /// A server that a route leads to.
@@ -138,7 +140,7 @@ impl Route {
             let remark = |message| vec![Remark { place, message: format!("[routes.{}]: {message}", settings.name) }];
             settings.provider.signer(credential).map_err(|message| found(remark(message))).ok()
         });
-        let (Some(endpoints), Some(credential), Some(signer), true) =
+        let (Some((endpoints, validities)), Some(credential), Some(signer), true) =
             (endpoints, credential, signer, remarks.is_empty())
         else {
             return Err(remarks);
@@ -157,6 +159,7 @@ impl Route {
             provider_name: settings.registration.name,
             credential,
             signer,
+            validities,
         })
     }
 }
@@ -174,9 +177,10 @@ fn cleaner(settings: &RouteSettings) -> Cleaner {
     }
 }
 
-fn endpoints(settings: &RouteSettings, roots: &tls::Roots) -> Result<Vec<Endpoint>, Vec<Remark>> {
+fn endpoints(settings: &RouteSettings, roots: &tls::Roots) -> Result<(Vec<Endpoint>, Vec<tls::Validity>), Vec<Remark>> {
     let is_secure = settings.upstream.iter().any(|endpoint| endpoint.secure);
-    let config = is_secure.then(|| tls::client_config(&settings.tls, roots, settings.place)).transpose()?;
+    let tls = is_secure.then(|| tls::client_config(&settings.tls, roots, settings.place)).transpose()?;
+    let (config, validities) = tls.unzip();
     let unusable = |message: &str| vec![Remark { place: settings.place, message: message.to_owned() }];
     let build = |endpoint: &crate::upstream::Endpoint| {
         let name = match settings.tls.server_name.as_ref().unwrap_or(&endpoint.host) {
@@ -190,5 +194,6 @@ fn endpoints(settings: &RouteSettings, roots: &tls::Roots) -> Result<Vec<Endpoin
         let tls = config.as_ref().filter(|_| endpoint.secure).map(|config| (Arc::clone(config), name));
         Ok(Endpoint { target: Target { endpoint: endpoint.clone(), host, port, tls }, authority })
     };
-    settings.upstream.iter().map(build).collect()
+    let endpoints: Result<_, Vec<Remark>> = settings.upstream.iter().map(build).collect();
+    Ok((endpoints?, validities.unwrap_or_default()))
 }

@@ -1,9 +1,14 @@
 //! The servers that are called: endpoints, TLS identities and their verification, pools, timeouts.
 
+pub mod bundle;
 pub mod connect;
+pub mod diagnosis;
 mod endpoint;
+pub mod pem;
 pub mod pool;
 pub mod tls;
+mod verify;
+pub mod x509;
 
 use std::time::Duration;
 

@@ -1,34 +1,55 @@
 //! TLS towards an upstream: trust anchors, client identity, how the server's certificate is verified.
 
-use std::path::{Path, PathBuf};
+use std::fmt::Display;
+use std::io::Read;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
-use rustls::server::ParsedCertificate;
-use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, OtherError, RootCertStore, SignatureScheme,
-};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use sha2::{Digest, Sha256};
+use rustls::crypto::CryptoProvider;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use secrecy::zeroize::Zeroizing;
 
+use crate::canonical::time;
+use crate::clock::Timestamp;
 use crate::settings::{Place, Remark};
 
-use super::Host;
+use super::pem::{self, Misfit};
+use super::verify::Verifier;
+use super::x509::Certificate;
+use super::{Host, bundle};
 
 /// A route's `tls` table.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Trust anchors in PEM; the system's roots if absent.
     pub ca: Option<FileRef>,
-    /// The client's certificate and its key in PEM.
-    pub identity: Option<(FileRef, FileRef)>,
+    /// The client's certificate and its key, if there are any.
+    pub identity: Option<ClientIdentity>,
     /// How the server's certificate is verified.
     pub verify: Verify,
     /// The name to send and to verify, in place of the upstream's host.
     pub server_name: Option<Host>,
+}
+
+/// Where a client identity comes from.
+#[derive(Clone, Debug)]
+pub enum ClientIdentity {
+    /// Files in PEM.
+    Files {
+        /// The certificate and its chain.
+        cert: FileRef,
+        /// Its private key.
+        key: FileRef,
+    },
+    /// A reply of a certificate service, which may bring the trust anchors too.
+    Bundle {
+        /// The reply.
+        reply: FileRef,
+        /// Which of its identities.
+        identity: bundle::Identity,
+    },
 }
 
 /// A file named in the configuration, and where.
@@ -38,6 +59,34 @@ pub struct FileRef {
     pub path: PathBuf,
     /// Where the configuration names it.
     pub place: Place,
+}
+
+impl FileRef {
+    /// What `read` makes of the file's content; `key` is what names it.
+    fn open<T, E: Display>(&self, key: &str, read: impl FnOnce(&[u8]) -> Result<T, E>) -> Result<T, Remark> {
+        let shown = self.path.display();
+        let cannot = |error| Remark { place: self.place, message: format!("`{key}`: cannot read {shown}: {error}") };
+        // Room for all that is usual at once: what grows leaves copies behind, and it may be a key.
+        let mut content = Zeroizing::new(Vec::with_capacity(32 << 10));
+        let file = std::fs::File::open(&self.path).map_err(cannot)?;
+        file.take(MOST + 1).read_to_end(&mut content).map_err(cannot)?;
+        if content.len() as u64 > MOST {
+            return Err(self.remark(key, format!("larger than {MOST} octets")));
+        }
+        read(&content).map_err(|trouble| self.remark(key, trouble))
+    }
+
+    /// Makes trust anchors of the file's certificates.
+    fn trust(&self, key: &'static str, certificates: &[CertificateDer<'static>]) -> Result<Authorities, Remark> {
+        let mut anchors = RootCertStore::empty();
+        pem::trust(certificates, &mut anchors).map_err(|trouble| self.remark(key, trouble))?;
+        let validity = Validity::of_anchors(self, key, certificates);
+        Ok(Authorities { anchors: Arc::new(anchors), key, validity })
+    }
+
+    fn remark(&self, key: &str, trouble: impl Display) -> Remark {
+        Remark { place: self.place, message: format!("`{key}`: {}: {trouble}", self.path.display()) }
+    }
 }
 
 /// How a server's certificate is verified. The handshake's signature is in every mode.
@@ -80,9 +129,9 @@ impl Roots {
         let mut roots = RootCertStore::empty();
         let system = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(system.certs);
-        for FileRef { path, place } in &self.extra {
-            add(path, &mut roots)
-                .map_err(|message| Remark { place: *place, message: format!("`server.extra_ca`: {message}") })?;
+        for file in &self.extra {
+            let (key, certificates) = ("server.extra_ca", file.open("server.extra_ca", pem::certificates)?);
+            pem::trust(&certificates, &mut roots).map_err(|message| file.remark(key, message))?;
         }
         if roots.is_empty() {
             let message = "this system has no trusted roots: install the ca-certificates package, set SSL_CERT_FILE, \
@@ -100,200 +149,207 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::clone(PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())))
 }
 
-/// Builds a route's TLS configuration, reading its files. `place` is where the route stands.
+/// Builds a route's TLS configuration, reading its files, and tells how long these are valid. `place` is where the route
+/// stands.
 ///
 /// # Errors
 /// Every file that cannot be used, and why.
-pub fn client_config(settings: &Settings, roots: &Roots, place: Place) -> Result<Arc<ClientConfig>, Vec<Remark>> {
-    let mut remarks = Vec::new();
-    let mut note = |place: Place, message: String| remarks.push(Remark { place, message });
-    let anchors = match &settings.ca {
-        Some(file) => anchors(&file.path).map_err(|message| note(file.place, format!("`tls.ca`: {message}"))).ok(),
-        None if matches!(settings.verify, Verify::Full | Verify::CaOnly) => {
-            roots.get().map_err(|remark| note(remark.place, remark.message)).ok()
-        }
-        None => Some(Arc::new(RootCertStore::empty())),
+pub fn client_config(
+    settings: &Settings,
+    roots: &Roots,
+    place: Place,
+) -> Result<(Arc<ClientConfig>, Vec<Validity>), Vec<Remark>> {
+    let identity = settings.identity.as_ref().map(ClientIdentity::open).transpose();
+    let ca = settings.ca.as_ref().map(|file| file.open(CA, pem::certificates).and_then(|ca| file.trust(CA, &ca)));
+    let (identity, ca) = match (identity, ca.transpose()) {
+        (Ok(identity), Ok(ca)) => (identity, ca),
+        (identity, ca) => return Err(identity.err().into_iter().flatten().chain(ca.err()).collect()),
     };
-    let identity = settings.identity.as_ref().map(|(cert, key)| {
-        let chain = certificates(&cert.path).map_err(|message| note(cert.place, format!("`tls.cert`: {message}")));
-        let secret = private_key(&key.path).map_err(|message| note(key.place, format!("`tls.key`: {message}")));
-        (chain.ok(), secret.ok(), key.place)
-    });
-    let (Some(anchors), true) = (anchors, remarks.is_empty()) else { return Err(remarks) };
-    let fail = |place: Place, message: String| vec![Remark { place, message }];
-    let verifier = verifier(&settings.verify, anchors).map_err(|message| fail(place, message))?;
+    let fail = |place: Place, message: &str| vec![Remark { place, message: message.to_owned() }];
+    let (key, validity, brought) =
+        identity.map_or((None, None, None), |opened| (Some(opened.key), Some(opened.validity), opened.ca));
+    let (anchors, named_by, ca_validity) = match (ca, brought) {
+        (Some(ca), Some(_)) => {
+            return Err(fail(ca.validity.place, "`tls.ca`: the bundle brings a CA as well: leave this one out"));
+        }
+        (Some(own), None) | (None, Some(own)) => {
+            let is_used = matches!(settings.verify, Verify::Full | Verify::CaOnly);
+            (own.anchors, Some(own.key), is_used.then_some(own.validity))
+        }
+        (None, None) => match settings.verify {
+            Verify::Full => (roots.get().map_err(|remark| vec![remark])?, None, None),
+            Verify::CaOnly => {
+                let trouble = "no CA, and without one `verify = \"ca-only\"` trusts nobody: name it in `tls.ca`";
+                return Err(match &settings.identity {
+                    Some(ClientIdentity::Bundle { reply, .. }) => vec![reply.remark(BUNDLE, trouble)],
+                    _ => fail(place, trouble),
+                });
+            }
+            Verify::Pin(_) | Verify::Nothing => (Arc::new(RootCertStore::empty()), None, None),
+        },
+    };
+    let verifier = Verifier {
+        verify: settings.verify.clone(),
+        anchors,
+        named_by,
+        algorithms: provider().signature_verification_algorithms,
+    };
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|error| fail(place, error.to_string()))?
+        .map_err(|error| fail(place, &error.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier);
-    let mut config = match identity {
-        Some((Some(chain), Some(key), key_place)) => builder.with_client_auth_cert(chain, key).map_err(|error| {
-            fail(
-                key_place,
-                format!("`tls.key`: the key does not fit the certificate, or is of a kind not supported: {error}"),
-            )
-        })?,
-        _ => builder.with_no_client_auth(),
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match key {
+        Some(key) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key))),
+        None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok((Arc::new(config), validity.into_iter().chain(ca_validity).collect()))
 }
 
-fn anchors(path: &Path) -> Result<Arc<RootCertStore>, String> {
-    let mut anchors = RootCertStore::empty();
-    add(path, &mut anchors)?;
-    Ok(Arc::new(anchors))
+/// A client identity, read.
+struct Opened {
+    key: CertifiedKey,
+    validity: Validity,
+    ca: Option<Authorities>,
 }
 
-fn add(path: &Path, anchors: &mut RootCertStore) -> Result<(), String> {
-    for certificate in certificates(path)? {
-        anchors.add(certificate).map_err(|error| format!("{} holds no usable CA: {error}", path.display()))?;
-    }
-    Ok(())
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let pem = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    match certificates {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => Err(format!("{} holds no certificate in PEM", path.display())),
-        Err(_) => Err(format!("{} is not well-formed PEM", path.display())),
-    }
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, String> {
-    let mut pem = std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
-    let key = PrivateKeyDer::from_pem_slice(&pem);
-    let is_encrypted = pem.windows(9).any(|window| window == b"ENCRYPTED");
-    secrecy::zeroize::Zeroize::zeroize(&mut pem);
-    key.map_err(|_| {
-        let shown = path.display();
-        if is_encrypted {
-            format!("{shown} is encrypted: remove the passphrase with `openssl pkey`, and chmod 600 the file")
-        } else {
-            format!("{shown} holds no private key in PEM (PKCS#8, PKCS#1 or SEC1)")
-        }
-    })
-}
-
-fn verifier(verify: &Verify, anchors: Arc<RootCertStore>) -> Result<Arc<dyn ServerCertVerifier>, String> {
-    if *verify == Verify::Full {
-        let verifier = WebPkiServerVerifier::builder_with_provider(anchors, provider());
-        return verifier.build().map(|verifier| verifier as _).map_err(|error| error.to_string());
-    }
-    let algorithms = provider().signature_verification_algorithms;
-    Ok(Arc::new(Nameless { verify: verify.clone(), anchors, algorithms }))
-}
-
-/// Verifies servers whose certificates do not carry the name that they are reached by.
-#[derive(Debug)]
-struct Nameless {
-    verify: Verify,
+/// Trust anchors of a route's own.
+struct Authorities {
     anchors: Arc<RootCertStore>,
-    algorithms: WebPkiSupportedAlgorithms,
+    /// The key that names them.
+    key: &'static str,
+    validity: Validity,
 }
 
-impl ServerCertVerifier for Nameless {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let parsed = ParsedCertificate::try_from(certificate)?;
-        match &self.verify {
-            Verify::Full | Verify::CaOnly => rustls::client::verify_server_cert_signed_by_trust_anchor(
-                &parsed,
-                &self.anchors,
-                intermediates,
-                now,
-                self.algorithms.all,
-            )?,
-            Verify::Pin(pins) => {
-                let found: [u8; 32] = Sha256::digest(parsed.subject_public_key_info().as_ref()).into();
-                if !pins.contains(&found) {
-                    return Err(CertificateError::Other(OtherError(Arc::new(NotPinned))).into());
-                }
+impl ClientIdentity {
+    fn open(&self) -> Result<Opened, Vec<Remark>> {
+        match self {
+            Self::Files { cert, key } => {
+                let (chain, secret) = (cert.open(CERT, pem::certificates), key.open(KEY, pem::private_key));
+                let (chain, secret) = match (chain, secret) {
+                    (Ok(chain), Ok(secret)) => (chain, secret),
+                    (chain, secret) => return Err(chain.err().into_iter().chain(secret.err()).collect()),
+                };
+                let validity = Validity::of_chain(cert, CERT, &chain);
+                let key = pem::certified_key(chain, secret).map_err(|misfit| match misfit {
+                    Misfit::NoCertificate => vec![cert.remark(CERT, misfit)],
+                    Misfit::UnknownKey | Misfit::AnothersKey => vec![key.remark(KEY, misfit)],
+                })?;
+                Ok(Opened { key, validity, ca: None })
             }
-            Verify::Nothing => {}
-        }
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signed, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
-}
-
-/// The server's key is none of the route's pins.
-#[derive(Debug)]
-struct NotPinned;
-
-impl std::fmt::Display for NotPinned {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the server's public key is none of `tls.pin`")
-    }
-}
-
-impl std::error::Error for NotPinned {}
-
-/// What went wrong in a handshake or after it, and which setting would help.
-#[must_use]
-pub fn describe(error: &rustls::Error) -> String {
-    use CertificateError as Wrong;
-    let help = match error {
-        rustls::Error::InvalidCertificate(wrong) => match wrong {
-            Wrong::UnknownIssuer => "name the CA that signed the server's certificate in `tls.ca`",
-            Wrong::NotValidForName | Wrong::NotValidForNameContext { .. } => {
-                "set `tls.server_name` to a name that the certificate carries, or `tls.verify = \"ca-only\"` with the \
-                 upstream's own CA"
+            Self::Bundle { reply, identity } => {
+                let found = reply.open(BUNDLE, |content| bundle::unpack(content, *identity));
+                let found = found.map_err(|remark| vec![remark])?;
+                let trusted = (!found.ca.is_empty()).then(|| reply.trust(BUNDLE, &found.ca)).transpose();
+                let validity = Validity::of_chain(reply, BUNDLE, &found.identity.cert);
+                Ok(Opened { key: found.identity, validity, ca: trusted.map_err(|remark| vec![remark])? })
             }
-            Wrong::Expired | Wrong::ExpiredContext { .. } => "the server's certificate must be renewed",
-            Wrong::NotValidYet | Wrong::NotValidYetContext { .. } => "is this machine's clock right?",
-            Wrong::Other(OtherError(error)) if error.is::<NotPinned>() => {
-                return format!("{NotPinned}: ask the upstream's owner for the right one");
-            }
-            _ => "ask the upstream's owner for a certificate that clients accept",
-        },
-        rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol) => "the server does not offer HTTP/1.1",
-        rustls::Error::AlertReceived(AlertDescription::UnrecognisedName) => {
-            "set `tls.server_name` to a name that the server knows"
         }
-        rustls::Error::AlertReceived(_) => "the server refused us: does it want a client certificate, or another one?",
-        rustls::Error::InvalidMessage(_) => "does the upstream speak TLS at this port?",
-        rustls::Error::PeerIncompatible(_) => {
-            "the server and countersign share no version or cipher suite: TLS 1.2 with an ECDHE suite is the least"
-        }
-        _ => return error.to_string(),
-    };
-    format!("{error}: {help}")
+    }
 }
+
+/// How long something of a route's is valid.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// Where the configuration names it.
+    pub place: Place,
+    /// What it is, with the key that names it.
+    pub what: String,
+    /// From when.
+    pub from: Timestamp,
+    /// Until when.
+    pub until: Timestamp,
+}
+
+impl Validity {
+    /// A chain is valid while all of it is.
+    fn of_chain(file: &FileRef, key: &str, chain: &[CertificateDer<'_>]) -> Self {
+        let parsed = || chain.iter().filter_map(|certificate| Certificate::parse(certificate));
+        let from = parsed().map(|certificate| certificate.not_before).max();
+        let until = parsed().map(|certificate| certificate.not_after).min();
+        Self::new(file, key, "", from.zip(until))
+    }
+
+    /// Trust anchors are good while one of them is: beside an old one its successor often stands already.
+    fn of_anchors(file: &FileRef, key: &str, anchors: &[CertificateDer<'_>]) -> Self {
+        let parsed = || anchors.iter().filter_map(|certificate| Certificate::parse(certificate));
+        let from = parsed().map(|certificate| certificate.not_before).min();
+        let until = parsed().map(|certificate| certificate.not_after).max();
+        Self::new(file, key, "the CA of ", from.zip(until))
+    }
+
+    fn new(file: &FileRef, key: &str, part: &str, span: Option<(Timestamp, Timestamp)>) -> Self {
+        let what = format!("`{key}`: {part}{}", file.path.display());
+        let (from, until) = span.unwrap_or((Timestamp(i64::MIN), Timestamp(i64::MAX)));
+        Self { place: file.place, what, from, until }
+    }
+
+    /// What its owner should know of it at this time, if anything: that it ends within a month, or has ended, or has not begun.
+    #[must_use]
+    pub fn remark(&self, now: Timestamp) -> Option<Remark> {
+        let Self { place, what, from, until } = self;
+        let days = (until.0.saturating_sub(now.0)) / DAY;
+        let message = if now < *from {
+            format!("{what} is valid from {} only: is this machine's clock right?", time::iso(*from))
+        } else if now > *until {
+            format!("{what} expired on {}, {} ago: have it renewed", time::iso(*until), in_days(-days))
+        } else if days < DAYS_AHEAD {
+            format!("{what} expires on {}, in {}: have it renewed", time::iso(*until), in_days(days))
+        } else {
+            return None;
+        };
+        Some(Remark { place: *place, message })
+    }
+}
+
+fn in_days(days: i64) -> String {
+    match days {
+        0 => "less than a day".to_owned(),
+        1 => "a day".to_owned(),
+        days => format!("{days} days"),
+    }
+}
+
+const CA: &str = "tls.ca";
+const CERT: &str = "tls.cert";
+const KEY: &str = "tls.key";
+const BUNDLE: &str = "tls.bundle";
+
+/// How long before its end something is warned about.
+const DAYS_AHEAD: i64 = 30;
+
+const DAY: i64 = 86_400_000;
+
+/// What a file may hold: a system's whole store of roots is a quarter of a mebibyte.
+const MOST: u64 = 4 << 20;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+
+    #[test]
+    fn whatever_ends_within_a_month_is_told() {
+        let (place, what) = (Place { line: 1, column: 1 }, "`tls.cert`: cert.pem".to_owned());
+        let validity = Validity { place, what, from: Timestamp(10 * DAY), until: Timestamp(100 * DAY) };
+        let said = |now| validity.remark(Timestamp(now)).map(|remark| remark.message).unwrap_or_default();
+        let cases = [
+            (10 * DAY - 1, "is valid from 1970-01-11T00:00:00Z only: is this machine's clock right?"),
+            (10 * DAY, ""),
+            (70 * DAY, ""),
+            (70 * DAY + 1, "expires on 1970-04-11T00:00:00Z, in 29 days: have it renewed"),
+            (99 * DAY, "expires on 1970-04-11T00:00:00Z, in a day: have it renewed"),
+            (100 * DAY, "expires on 1970-04-11T00:00:00Z, in less than a day: have it renewed"),
+            (100 * DAY + 1, "expired on 1970-04-11T00:00:00Z, less than a day ago: have it renewed"),
+            (103 * DAY, "expired on 1970-04-11T00:00:00Z, 3 days ago: have it renewed"),
+        ];
+        for (now, expected) in cases {
+            let said = said(now);
+            assert_eq!(said.strip_prefix("`tls.cert`: cert.pem ").unwrap_or(&said), expected, "{now}");
+        }
+    }
 
     #[test]
     fn a_missing_root_is_reported_where_it_is_named() {

@@ -179,6 +179,19 @@ impl Conn {
         }
     }
 
+    /// The TLS session, if it is one.
+    pub fn session(&self) -> Option<&ServerConnection> {
+        match &self.http.stream.stream {
+            Stream::Plain(_) => None,
+            Stream::Tls(tls) => Some(&tls.conn),
+        }
+    }
+
+    /// Reads whatever comes next; false at the end.
+    pub fn await_octets(&mut self) -> bool {
+        self.http.fill()
+    }
+
     /// Reads until the other side ends the connection.
     pub fn await_end(&mut self) {
         while self.http.fill() {}

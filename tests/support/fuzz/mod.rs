@@ -8,6 +8,8 @@ mod acs_roa_canonical;
 mod allow;
 mod authority;
 mod bce_canonical;
+mod bundle;
+mod certificate;
 mod configuration;
 mod huawei_canonical;
 #[path = "../signing.rs"]
@@ -23,6 +25,8 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("allow", allow::run),
     ("authority", authority::run),
     ("bce_canonical", bce_canonical::run),
+    ("bundle", bundle::run),
+    ("certificate", certificate::run),
     ("configuration", configuration::run),
     ("huawei_canonical", huawei_canonical::run),
 ];
