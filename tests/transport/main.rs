@@ -13,9 +13,12 @@ mod daemon;
 mod script;
 
 mod bodies;
+mod bundles;
 mod leaving;
 mod process;
+mod refused;
 mod reuse;
+mod sessions;
 mod timeouts;
 mod tls;
 
