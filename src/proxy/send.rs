@@ -171,7 +171,7 @@ async fn open(way: Way<'_>) -> Result<Connection<Outgoing>, Error> {
     let (sender, task) = handshake.map_err(|error| describe(&error, way, None))?;
     // The task ends with its connection: when the upstream closes it, or when the sender is dropped.
     tokio::task::spawn_local(async move {
-        if let Err(error) = task.await {
+        if let Err(error) = task.with_upgrades().await {
             debug!(%error, "an upstream connection ended");
         }
     });

@@ -18,6 +18,7 @@ mod process;
 mod reuse;
 mod timeouts;
 mod tls;
+mod upgrades;
 
 use std::net::TcpStream;
 
