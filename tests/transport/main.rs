@@ -13,6 +13,7 @@ mod daemon;
 mod script;
 
 mod bodies;
+mod h2c;
 mod leaving;
 mod process;
 mod reuse;
