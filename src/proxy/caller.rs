@@ -91,7 +91,12 @@ impl Activity {
         self.phase.load(Ordering::Relaxed) == HEAD
     }
 
-    /// True once a multiplexed connection has been idle for too long.
+    /// Has a multiplexed connection told to leave.
+    pub fn retire(&self) {
+        self.is_overdue.store(true, Ordering::Relaxed);
+    }
+
+    /// True once a multiplexed connection is to be told to leave, as one that has been idle for too long.
     pub fn is_overdue(&self) -> bool {
         self.is_overdue.load(Ordering::Relaxed)
     }
@@ -310,7 +315,7 @@ impl TimedStream {
             IDLE => match self.tick(cx, Wait::Idle, self.idle_timeout) {
                 // Such a caller is told first: it may be sending its next request at this moment.
                 Poll::Ready(_) if self.is_multiplexed => {
-                    self.activity.is_overdue.store(true, Ordering::Relaxed);
+                    self.activity.retire();
                     self.tick(cx, Wait::Farewell, Some(FAREWELL))
                 }
                 waited => waited,

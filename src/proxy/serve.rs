@@ -310,7 +310,11 @@ impl Worker {
         respond::name(&mut response, &id);
         if caller.is_surplus {
             // A connection stays what it was when it came, so a caller that is to be served needs another.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            if version == Version::HTTP_2 {
+                caller.activity.retire();
+            } else {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
         }
         Ok(response)
     }

@@ -170,9 +170,13 @@ fn prepare(stream: &TcpStream, silence: Option<Duration>) {
     let _ = socket.set_tcp_nodelay(true);
     // The kernel counts an upstream that is alive but does not read as well, and that may be silent as its body may.
     let _ = socket.set_tcp_user_timeout(silence.map(|silence| silence.max(UNACKNOWLEDGED)));
-    let _ = socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)),
-    );
+    keep_alive(&socket);
+}
+
+/// Has the kernel ask a silent peer whether it is still there.
+pub fn keep_alive(socket: &SockRef<'_>) {
+    let times = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+    let _ = socket.set_tcp_keepalive(&times);
 }
 
 /// How long what was sent may at least stay unacknowledged.

@@ -432,3 +432,19 @@ async fn a_drain_answers_what_is_in_flight() {
     soon(caller.connection).await.unwrap().unwrap();
     assert!(daemon.wait().success());
 }
+
+#[tokio::test]
+async fn one_connection_too_many_is_told_so_and_told_to_leave() {
+    let upstream = mirror();
+    let daemon = daemon(&upstream.url(), "limits.connections = 1", "");
+    let mut first = Caller::connect(&daemon).await;
+    assert_eq!(first.get("/").await.0, 200);
+    let mut second = Caller::connect(&daemon).await;
+    let (response, ..) = second.ask(get("/")).await;
+    assert_eq!(
+        (response.status(), &response.headers()["x-countersign-error"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &HeaderValue::from_static("overloaded"))
+    );
+    soon(second.connection).await.unwrap().unwrap();
+    assert_eq!(first.get("/").await.0, 200);
+}
