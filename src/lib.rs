@@ -23,7 +23,7 @@
 //! 6. **authorize** ([`proxy::authorize`]): for the endpoint that was chosen, the provider's signer says which headers to
 //!    set ([`provider`], with the pieces of canonical requests in [`canonical`]).
 //! 7. **send** ([`proxy::send`]): over a pooled connection or a fresh one ([`upstream::pool`], [`upstream::connect`],
-//!    [`upstream::tls`]).
+//!    [`upstream::tls`]), through a proxy if one is set ([`upstream::outbound`], [`upstream::tunnel`]).
 //! 8. **return** ([`proxy::respond`]): the reply's head is cleaned, its body streams. Every trouble on the way becomes one
 //!    of the answers of [`proxy::error`].
 //!
@@ -63,7 +63,7 @@
 //!
 //! # What it deliberately does not do
 //!
-//! It follows no redirect, tunnels nothing (`CONNECT` is refused: what cannot be read cannot be signed), caches nothing, and
+//! It follows no redirect, tunnels nothing for callers (`CONNECT` is refused: what cannot be read cannot be signed), caches nothing, and
 //! adds no `Via`, `Forwarded` or `User-Agent`, nor any `Accept` that a scheme does not want. It resolves no dot segments and decodes no path on its way: whoever
 //! signs gets the octets that came. It reads no configuration from the working directory. It does not judge what is asked
 //! for beyond `allow`.

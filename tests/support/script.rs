@@ -179,6 +179,14 @@ impl Conn {
         }
     }
 
+    /// Goes on over TLS, as what a proxy has opened a tunnel to does.
+    pub fn start_tls(&mut self, config: &Arc<ServerConfig>) {
+        assert!(self.http.buffer.is_empty(), "TLS begins with our word");
+        let session = ServerConnection::new(Arc::clone(config)).unwrap();
+        let tcp = self.tcp.try_clone().unwrap();
+        self.http.stream.stream = Stream::Tls(Box::new(StreamOwned::new(session, tcp)));
+    }
+
     /// Reads until the other side ends the connection.
     pub fn await_end(&mut self) {
         while self.http.fill() {}

@@ -14,6 +14,7 @@ mod script;
 
 mod bodies;
 mod leaving;
+mod outbound;
 mod process;
 mod reuse;
 mod timeouts;
