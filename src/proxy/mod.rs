@@ -16,6 +16,8 @@ pub mod route;
 pub mod send;
 pub mod serve;
 pub mod state;
+pub mod streams;
+pub mod upgrade;
 
 use std::time::Duration;
 

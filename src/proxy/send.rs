@@ -177,7 +177,7 @@ async fn open(way: Way<'_>) -> Result<Connection<Outgoing>, Error> {
     let (sender, task) = handshake.map_err(|error| describe(&error, way, None))?;
     // The task ends with its connection: when the upstream closes it, or when the sender is dropped.
     tokio::task::spawn_local(async move {
-        if let Err(error) = task.await {
+        if let Err(error) = task.with_upgrades().await {
             debug!(%error, "an upstream connection ended");
         }
     });
@@ -243,8 +243,7 @@ fn in_the_way(trouble: &Trouble, server: &str, setting: &str, way: Way<'_>) -> E
         Trouble::Tls(error) => {
             let mut message = format!("TLS with {server} failed: {}", in_words(error));
             if way.endpoint.target.passage.proxy().is_some() && is_of_unknown_issuer(error) {
-                message +=
-                    "; if the proxy inspects TLS, name its CA in `server.extra_ca`, or there if the route has one";
+                message += "; if the proxy inspects TLS, name its CA in `server.extra_ca`, or in `tls.ca` if the route has one";
             }
             Error::new(Code::UpstreamTls, message)
         }

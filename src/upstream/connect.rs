@@ -72,6 +72,25 @@ pub enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    fn socket(&self) -> SockRef<'_> {
+        SockRef::from(match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        })
+    }
+
+    /// Lets the peer leave unread what was sent for as long as it likes.
+    pub fn endure(&self) {
+        let _ = self.socket().set_tcp_user_timeout(None);
+    }
+
+    /// Makes the end of this connection a reset, so that it does not pass for an orderly one.
+    pub fn cut(&self) {
+        let _ = self.socket().set_linger(Some(Duration::ZERO));
+    }
+}
+
 /// Connects within the timeout for that; `own` are our own listeners.
 ///
 /// # Errors

@@ -19,6 +19,7 @@ mod process;
 mod reuse;
 mod timeouts;
 mod tls;
+mod upgrades;
 
 use std::net::TcpStream;
 
