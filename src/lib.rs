@@ -24,7 +24,7 @@
 //! 6. **authorize** ([`proxy::authorize`]): for the endpoint that was chosen, the provider's signer says which headers to
 //!    set ([`provider`], with the pieces of canonical requests in [`canonical`]).
 //! 7. **send** ([`proxy::send`]): over a pooled connection or a fresh one ([`upstream::pool`], [`upstream::connect`],
-//!    [`upstream::tls`]).
+//!    [`upstream::tls`]), through a proxy if one is set ([`upstream::outbound`], [`upstream::tunnel`]).
 //! 8. **return** ([`proxy::respond`]): the reply's head is cleaned, its body streams. Where both sides agreed to speak
 //!    something else, the two connections are joined ([`proxy::upgrade`]). Every trouble on the way becomes one of the
 //!    answers of [`proxy::error`].

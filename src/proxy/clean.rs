@@ -251,7 +251,27 @@ mod tests {
             ("accept", "text/html"),
             ("x-end", "2"),
         ]);
-        assert_eq!(left.unwrap(), ["accept: */*", "x-end: 2", "x-set: ours"]);
+        assert_eq!(left.unwrap(), ["accept: */*", "connection: TE", "te: trailers", "x-end: 2", "x-set: ours"]);
+    }
+
+    #[test]
+    fn of_te_only_trailers_pass() {
+        for (te, passes) in
+            [("trailers", true), ("gzip;q=0.5, Trailers", true), ("gzip", false), ("trailers;q=0", false)]
+        {
+            let left = clean(&[("te", te), ("connection", "te")]).unwrap();
+            assert_eq!(left.contains(&"te: trailers".to_owned()), passes, "{te}");
+        }
+    }
+
+    #[test]
+    fn a_split_cookie_becomes_one() {
+        let mut headers = HeaderMap::new();
+        for value in ["a=1", "b=2; c=3", "d=4"] {
+            headers.append(COOKIE, HeaderValue::from_static(value));
+        }
+        join_cookies(&mut headers);
+        assert_eq!((headers.len(), &headers[COOKIE]), (1, &HeaderValue::from_static("a=1; b=2; c=3; d=4")));
     }
 
     #[test]

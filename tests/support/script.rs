@@ -179,6 +179,14 @@ impl Conn {
         }
     }
 
+    /// Goes on over TLS, as what a proxy has opened a tunnel to does.
+    pub fn start_tls(&mut self, config: &Arc<ServerConfig>) {
+        assert!(self.http.buffer.is_empty(), "TLS begins with our word");
+        let session = ServerConnection::new(Arc::clone(config)).unwrap();
+        let tcp = self.tcp.try_clone().unwrap();
+        self.http.stream.stream = Stream::Tls(Box::new(StreamOwned::new(session, tcp)));
+    }
+
     /// So many octets as they come; `None` if the connection ends before.
     pub fn octets(&mut self, count: usize) -> Option<Vec<u8>> {
         self.http.octets(count)

@@ -15,6 +15,7 @@ mod script;
 mod bodies;
 mod h2c;
 mod leaving;
+mod outbound;
 mod process;
 mod reuse;
 mod timeouts;
