@@ -35,21 +35,28 @@ pub(super) struct Shown<'a> {
 
 /// Why a server's certificate is refused: what is wrong with it, and what to do.
 #[derive(Debug)]
-pub(super) struct Refusal(String);
+pub(super) struct Refusal {
+    message: String,
+    is_of_unknown_issuer: bool,
+}
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.message)
     }
 }
 
 impl std::error::Error for Refusal {}
 
 impl Refusal {
+    fn new(message: String) -> Self {
+        Self { message, is_of_unknown_issuer: false }
+    }
+
     /// The server's key is none of the route's pins.
     pub(super) fn not_pinned(found: [u8; 32]) -> Self {
         let found = STANDARD.encode(found);
-        Self(format!(
+        Self::new(format!(
             "the server's public key is \"sha256/{found}\", which is none of `tls.pin`: ask the upstream's owner whether it \
              has a new one"
         ))
@@ -57,7 +64,7 @@ impl Refusal {
 
     /// The server's certificate is one that no mode can work with.
     pub(super) fn unreadable(error: &rustls::Error, leaf: &CertificateDer<'_>) -> Self {
-        Self(match Certificate::parse(leaf) {
+        Self::new(match Certificate::parse(leaf) {
             Some(Certificate { version: version @ (1 | 2), .. }) => format!(
                 "the server's certificate is X.509 version {version}, which cannot be worked with whatever `tls.verify` says: \
                  its owner must issue one of version 3 (with `openssl x509 -req`, an `-extfile` makes it so)"
@@ -71,7 +78,7 @@ impl Refusal {
     /// The handshake's signature is not good, which no mode passes over.
     pub(super) fn of_signature(error: &rustls::Error, leaf: &CertificateDer<'_>) -> Self {
         let leaf = Certificate::parse(leaf);
-        Self(match leaf.and_then(|leaf| leaf.rsa_bits()) {
+        Self::new(match leaf.and_then(|leaf| leaf.rsa_bits()) {
             Some(bits) if bits < LEAST_RSA_BITS => format!(
                 "the server's key is RSA with {bits} bits, and {LEAST_RSA_BITS} are the least, whatever `tls.verify` says: \
                  its owner must make a new one"
@@ -92,8 +99,8 @@ impl Refusal {
     ) -> Self {
         let Some(leaf) = Certificate::parse(shown.leaf) else { return Self::unreadable(error, shown.leaf) };
         let case = Case { leaf, shown, anchors, named_by };
-        let rustls::Error::InvalidCertificate(wrong) = error else { return Self(case.other(error)) };
-        Self(match wrong {
+        let rustls::Error::InvalidCertificate(wrong) = error else { return Self::new(case.other(error)) };
+        let message = match wrong {
             CertificateError::UnknownIssuer => case.unknown_issuer(),
             CertificateError::NotValidForNameContext { .. } => case.wrong_name(),
             CertificateError::ExpiredContext { not_after, .. } => case.expired(*not_after),
@@ -112,7 +119,8 @@ impl Refusal {
                 case.reissue("is a CA's own, which must not be a server's as well (basicConstraints with CA:TRUE)")
             }
             _ => case.other(error),
-        })
+        };
+        Self { message, is_of_unknown_issuer: *wrong == CertificateError::UnknownIssuer }
     }
 }
 
@@ -278,6 +286,13 @@ impl fmt::Display for Name {
     }
 }
 
+/// True if a server's certificate is of a CA that is not trusted.
+#[must_use]
+pub fn is_of_unknown_issuer(error: &io::Error) -> bool {
+    let refusal = error.get_ref().and_then(|error| error.downcast_ref()).and_then(as_refusal);
+    refusal.is_some_and(|refusal| refusal.is_of_unknown_issuer)
+}
+
 /// What went wrong in a handshake, or after it in TLS's own words, and which setting would help. `shows_certificate` tells
 /// whether we have one to show.
 #[must_use]
@@ -297,10 +312,10 @@ pub fn describe(error: &io::Error, shows_certificate: bool) -> String {
 }
 
 fn in_tls(error: &rustls::Error, shows_certificate: bool) -> String {
+    if let Some(refusal) = as_refusal(error) {
+        return refusal.to_string();
+    }
     match error {
-        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(refusal))) if refusal.is::<Refusal>() => {
-            refusal.to_string()
-        }
         rustls::Error::AlertReceived(alert) => {
             format!("the server refused with the alert {alert:?}: {}", answer(*alert, shows_certificate))
         }
@@ -317,6 +332,13 @@ fn in_tls(error: &rustls::Error, shows_certificate: bool) -> String {
             PeerMisbehaved::SelectedUnofferedCipherSuite | PeerMisbehaved::SelectedUnusableCipherSuiteForVersion,
         ) => format!("{error}: {NO_SUITE}"),
         _ => error.to_string(),
+    }
+}
+
+fn as_refusal(error: &rustls::Error) -> Option<&Refusal> {
+    match error {
+        rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(error))) => error.downcast_ref(),
+        _ => None,
     }
 }
 

@@ -1,12 +1,14 @@
-//! The servers that are called: endpoints, TLS identities and their verification, pools, timeouts.
+//! The servers that are called: endpoints, proxies on the way there, TLS identities and their verification, pools, timeouts.
 
 pub mod bundle;
 pub mod connect;
 pub mod diagnosis;
 mod endpoint;
+pub mod outbound;
 pub mod pem;
 pub mod pool;
 pub mod tls;
+pub mod tunnel;
 mod verify;
 pub mod x509;
 
@@ -17,7 +19,7 @@ pub use endpoint::{Endpoint, Host, split_authority};
 /// How long to wait for an upstream; `None` is "off".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Resolving, connecting and the TLS handshake together.
+    /// Resolving, connecting, a tunnel through a proxy and the TLS handshake together.
     pub connect: Option<Duration>,
     /// From the request's last octet to the reply's head.
     pub response: Option<Duration>,

@@ -14,13 +14,16 @@ mod script;
 
 mod bodies;
 mod bundles;
+mod h2c;
 mod leaving;
+mod outbound;
 mod process;
 mod refused;
 mod reuse;
 mod sessions;
 mod timeouts;
 mod tls;
+mod upgrades;
 
 use std::net::TcpStream;
 

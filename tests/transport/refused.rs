@@ -358,7 +358,7 @@ fn a_server_that_has_nothing_in_common_with_us_is_told_from_one_that_speaks_no_t
     let plain = says(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n".to_vec());
     let closes = Upstream::start(|_| {});
     let resets = Upstream::start(|mut conn| {
-        conn.await_octets();
+        conn.octets(1);
         conn.reset();
     });
     let (version, suite, certificate) =
