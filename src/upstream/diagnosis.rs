@@ -145,12 +145,11 @@ impl Case<'_> {
     fn wrong_name(&self) -> String {
         let (wanted, ca_only, pin) = (self.shown.name.to_str(), self.ca_only(), self.pin());
         let Some(names) = self.leaf.names() else {
-            let only =
-                x509::common_name(self.leaf.subject).map(|name| format!(", only the common name {}", quoted(&name)));
-            let only = only.unwrap_or_default();
-            return format!(
-                "the server's certificate has no subjectAltName{only}, which does not count: {ca_only}, or {pin}"
-            );
+            let only = match x509::common_name(self.leaf.subject) {
+                Some(name) => format!("only the common name {}, which does not count", quoted(&name)),
+                None => "and no common name either".to_owned(),
+            };
+            return format!("the server's certificate has no subjectAltName, {only}: {ca_only}, or {pin}");
         };
         let is_address = matches!(self.shown.name, ServerName::IpAddress(_));
         if is_address && names.iter().any(|name| matches!(name, Name::Host(name) if *name == wanted)) {
@@ -176,9 +175,9 @@ impl Case<'_> {
     fn expired(&self, end: UnixTime) -> String {
         let end = timestamp(end);
         let whose = self.whose(|certificate| certificate.not_after.seconds() == end.seconds());
-        let (days, pin) = ((timestamp(self.shown.now).0 - end.0) / DAY, self.pin());
+        let (since, pin) = (in_days(timestamp(self.shown.now).0 - end.0), self.pin());
         format!(
-            "{whose} expired on {}, {days} days ago by this machine's clock: if that is right, the upstream's owner must \
+            "{whose} expired on {}, {since} ago by this machine's clock: if that is right, the upstream's owner must \
              renew it; until then set {pin}",
             time::iso(end)
         )
@@ -189,7 +188,7 @@ impl Case<'_> {
         let whose = self.whose(|certificate| certificate.not_before.seconds() == start.seconds());
         let (now, pin) = (time::iso(timestamp(self.shown.now)), self.pin());
         format!(
-            "{whose} is valid from {} only, and by this machine's clock it is {now}: set the clock right, or, if it is, {pin}",
+            "{whose} is valid from {} only, and by this machine's clock it is {now}: set the clock right, or, if it is, set {pin}",
             time::iso(start)
         )
     }
@@ -349,7 +348,7 @@ fn answer(alert: AlertDescription, shows_certificate: bool) -> String {
         (Alert::ProtocolVersion, _) => NO_VERSION,
         // Servers of TLS 1.2 say the same where a certificate is missing.
         (Alert::HandshakeFailure, false) => {
-            return format!("{NO_SUITE}; or it wants a client certificate (`tls.cert` and `tls.key`)");
+            return format!("either it wants a client certificate (`tls.cert` and `tls.key`), or {NO_SUITE}");
         }
         (Alert::HandshakeFailure | Alert::InsufficientSecurity, _) => NO_SUITE,
         (Alert::UnrecognisedName, _) => "set `tls.server_name` to a name that it knows",
@@ -413,6 +412,15 @@ fn masked(text: &str) -> String {
     text.chars().take(MOST_CHARACTERS).map(|c| if is_harmless(c) { c } else { '?' }).collect()
 }
 
+/// A time in milliseconds as whole days, for words.
+pub(super) fn in_days(milliseconds: i64) -> String {
+    match milliseconds / DAY {
+        0 => "less than a day".to_owned(),
+        1 => "a day".to_owned(),
+        days => format!("{days} days"),
+    }
+}
+
 fn timestamp(time: UnixTime) -> Timestamp {
     Timestamp(i64::try_from(time.as_secs()).unwrap_or(i64::MAX / 1000).saturating_mul(1000))
 }
@@ -451,4 +459,5 @@ const MOST_CHARACTERS: usize = 100;
 
 const LEAST_RSA_BITS: usize = 2048;
 
-const DAY: i64 = 86_400_000;
+/// In milliseconds.
+pub(super) const DAY: i64 = 86_400_000;

@@ -15,6 +15,7 @@ use crate::canonical::time;
 use crate::clock::Timestamp;
 use crate::settings::{Place, Remark};
 
+use super::diagnosis::{DAY, in_days};
 use super::pem::{self, Misfit};
 use super::verify::Verifier;
 use super::x509::Certificate;
@@ -289,25 +290,17 @@ impl Validity {
     #[must_use]
     pub fn remark(&self, now: Timestamp) -> Option<Remark> {
         let Self { place, what, from, until } = self;
-        let days = (until.0.saturating_sub(now.0)) / DAY;
+        let left = until.0.saturating_sub(now.0);
         let message = if now < *from {
             format!("{what} is valid from {} only: is this machine's clock right?", time::iso(*from))
-        } else if now > *until {
-            format!("{what} expired on {}, {} ago: have it renewed", time::iso(*until), in_days(-days))
-        } else if days < DAYS_AHEAD {
-            format!("{what} expires on {}, in {}: have it renewed", time::iso(*until), in_days(days))
+        } else if left < 0 {
+            format!("{what} expired on {}, {} ago: have it renewed", time::iso(*until), in_days(-left))
+        } else if left < AHEAD {
+            format!("{what} expires on {}, in {}: have it renewed", time::iso(*until), in_days(left))
         } else {
             return None;
         };
         Some(Remark { place: *place, message })
-    }
-}
-
-fn in_days(days: i64) -> String {
-    match days {
-        0 => "less than a day".to_owned(),
-        1 => "a day".to_owned(),
-        days => format!("{days} days"),
     }
 }
 
@@ -316,10 +309,8 @@ const CERT: &str = "tls.cert";
 const KEY: &str = "tls.key";
 const BUNDLE: &str = "tls.bundle";
 
-/// How long before its end something is warned about.
-const DAYS_AHEAD: i64 = 30;
-
-const DAY: i64 = 86_400_000;
+/// How long before its end something is warned about, in milliseconds.
+const AHEAD: i64 = 30 * DAY;
 
 /// What a file may hold: a system's whole store of roots is a quarter of a mebibyte.
 const MOST: u64 = 4 << 20;
