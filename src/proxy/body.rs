@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::upstream::pool::Lease;
 
 use super::caller::Turn;
-use super::clean::Cleaner;
+use super::clean::{Cleaner, Names};
 use super::hold::Reservation;
 use super::respond;
 
@@ -269,6 +269,8 @@ struct FromUpstream {
     wire: Wire,
     lease: Option<Lease<Outgoing>>,
     upload: Option<Rc<Upload>>,
+    /// What trailers must not show.
+    concealed: Option<Arc<Names>>,
     /// A break that came while octets before it may still be on their way, and the flushes seen then.
     broken: Option<(Broken, u64)>,
 }
@@ -280,10 +282,17 @@ impl Reply {
         Self { content: Content::Own(content), turn }
     }
 
-    /// The upstream's body; the connection that it comes on goes back to its pool at the end.
+    /// The upstream's body, whose trailers go without what is `concealed`; the connection that it comes on goes back to its
+    /// pool at the end.
     #[must_use]
-    pub fn upstream(wire: Wire, lease: Lease<Outgoing>, upload: Option<Rc<Upload>>, turn: Turn) -> Self {
-        let mut upstream = FromUpstream { wire, lease: Some(lease), upload, broken: None };
+    pub fn upstream(
+        wire: Wire,
+        lease: Lease<Outgoing>,
+        upload: Option<Rc<Upload>>,
+        concealed: Option<Arc<Names>>,
+        turn: Turn,
+    ) -> Self {
+        let mut upstream = FromUpstream { wire, lease: Some(lease), upload, concealed, broken: None };
         if upstream.wire.is_end_stream() {
             upstream.give_back();
             return Self::own(Bytes::new(), turn);
@@ -344,7 +353,7 @@ impl FromUpstream {
         if let Poll::Ready(Some(Ok(frame))) = &mut polled
             && let Some(trailers) = frame.trailers_mut()
         {
-            respond::clean_trailers(trailers);
+            respond::clean_trailers(trailers, self.concealed.as_deref());
         }
         match &polled {
             Poll::Ready(Some(Err(broken))) => {

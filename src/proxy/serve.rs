@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::header::CONNECTION;
+use http::header::{CONNECTION, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
@@ -33,6 +33,7 @@ use super::guard::{self, Peer, Permit};
 use super::head::Head;
 use super::hold;
 use super::listen::Listener;
+use super::location::View;
 use super::nonce::Nonces;
 use super::respond;
 use super::route::Entrance;
@@ -221,13 +222,14 @@ impl Worker {
                 let Answer { response, lease, upload, body_patience, is_welcome_page } = answer;
                 let (mut head, body) = response.into_parts();
                 head.version = Version::HTTP_11;
-                respond::clean(&mut head.headers, is_welcome_page);
+                let concealed = route.and_then(|route| route.concealed.clone());
+                respond::clean(&mut head.headers, concealed.as_deref(), is_welcome_page);
                 entry.end(name, head.status, By::Upstream, &id);
                 let wire = Wire::new(body, body_patience);
                 if version == Version::HTTP_10 && wire.size_hint().exact().is_none() {
                     caller.activity.set_unframed(true);
                 }
-                Response::from_parts(head, Reply::upstream(wire, lease, upload, turn))
+                Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed, turn))
             }
             Err(error) => {
                 entry.end(name, error.code.status(), By::Proxy(Some(&error)), &id);
@@ -277,13 +279,25 @@ impl Worker {
             head.permit(route, Some(body.held()))?;
         }
         head.announce(&body);
-        let (response, lease) = self.send(way.route, route, &head, body, upload.as_ref()).await?;
+        let (mut response, lease) = self.send(way.route, route, &head, body, upload.as_ref()).await?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let message = "the upstream switched protocols although nobody asked it to";
             return Err(Error::new(Code::UpstreamProtocol, message));
         }
         clean::framing(response.headers())
             .map_err(|message| Error::new(Code::UpstreamProtocol, format!("the upstream's reply: {message}")))?;
+        let view = View {
+            doors: &self.state.doors,
+            own: &self.state.own,
+            entrance: caller.entrance,
+            door: way.door,
+            name: &route.name,
+            endpoints: &route.endpoints,
+            uri: &parts.uri,
+            host: head.headers.get(HOST),
+            authority: way.authority.as_ref(),
+        };
+        respond::turn_back(response.headers_mut(), &view);
         let body_patience = route.timeouts.body;
         Ok(Outcome::Upstream(Answer { response, lease, upload, body_patience, is_welcome_page }))
     }

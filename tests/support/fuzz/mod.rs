@@ -10,6 +10,7 @@ mod authority;
 mod bce_canonical;
 mod configuration;
 mod huawei_canonical;
+mod location;
 #[path = "../signing.rs"]
 mod signing;
 
@@ -25,6 +26,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("bce_canonical", bce_canonical::run),
     ("configuration", configuration::run),
     ("huawei_canonical", huawei_canonical::run),
+    ("location", location::run),
 ];
 
 /// Runs one of them.
