@@ -10,8 +10,9 @@
 //! prepared. [`proxy::daemon`] has bound the listeners and started a thread a core, each with a runtime and a pool of its
 //! own. From then on [`proxy::serve`] walks each request through these steps:
 //!
-//! 1. **listen** ([`proxy::listen`], [`proxy::caller`]): a connection is accepted; its stream keeps the time that callers may
-//!    take over heads and pauses.
+//! 1. **listen** ([`proxy::listen`], [`proxy::caller`]): a connection is accepted; its first octets say which HTTP it speaks,
+//!    and its stream keeps the time that callers may take over heads and pauses. Over HTTP/2 each request is a task of its
+//!    own ([`proxy::streams`]).
 //! 2. **route** ([`proxy::route`]): listener, authority and path say which route is meant. What could be meant in two ways
 //!    is refused, and so is a foreign name that somebody made resolve to this machine.
 //! 3. **guard** ([`proxy::guard`]): other pages' scripts, requests that `allow` does not name and strangers to `callers`
@@ -23,9 +24,10 @@
 //! 6. **authorize** ([`proxy::authorize`]): for the endpoint that was chosen, the provider's signer says which headers to
 //!    set ([`provider`], with the pieces of canonical requests in [`canonical`]).
 //! 7. **send** ([`proxy::send`]): over a pooled connection or a fresh one ([`upstream::pool`], [`upstream::connect`],
-//!    [`upstream::tls`]).
+//!    [`upstream::tls`]), through a proxy if one is set ([`upstream::outbound`], [`upstream::tunnel`]).
 //! 8. **return** ([`proxy::respond`]): the reply's head is cleaned, the places that it names are put in the caller's terms
-//!    ([`proxy::location`], [`proxy::cookie`]), its body streams. Every trouble on the way becomes one of the answers of
+//!    ([`proxy::location`], [`proxy::cookie`]), its body streams. Where both sides agreed to speak something else, the two
+//!    connections are joined ([`proxy::upgrade`]). Every trouble on the way becomes one of the answers of
 //!    [`proxy::error`].
 //!
 //! # Invariants
@@ -47,9 +49,9 @@
 //! - **Never a POST twice.** Only what was provably not written goes again; GET, HEAD and OPTIONS also where a pooled
 //!   connection died before any octet of a reply.
 //! - **No lock on the way.** What threads share is immutable or an atomic; the rest is a thread's own. The one mutex guards
-//!   the waker of a broken reply's flush, and belongs to its connection alone.
+//!   the wakers of broken replies' flushes, and belongs to its connection alone.
 //! - **Every wait has an end.** Heads, bodies, connects, handshakes, replies and the drain have timeouts; connections,
-//!   heads and held bodies have bounds.
+//!   streams, heads and held bodies have bounds. A tunnel alone may be silent for as long as its two sides like.
 //! - **Secrets are shown to nobody.** [`credential::SecretString`] masks itself; a rejected value of the configuration is
 //!   never repeated, since it may be a secret under a misspelt key ([`settings`]); libraries are not heard below `warn`
 //!   ([`telemetry`]).
@@ -66,7 +68,7 @@
 //!
 //! # What it deliberately does not do
 //!
-//! It follows no redirect, tunnels nothing (`CONNECT` is refused: what cannot be read cannot be signed), caches nothing, and
+//! It follows no redirect, opens no tunnel for `CONNECT` or `Upgrade: h2c` (what cannot be read cannot be signed), caches nothing, and
 //! adds no `Via`, `Forwarded` or `User-Agent`, nor any `Accept` that a scheme does not want. It resolves no dot segments and decodes no path on its way: whoever
 //! signs gets the octets that came. It reads no configuration from the working directory. It does not judge what is asked
 //! for beyond `allow`.

@@ -334,6 +334,20 @@ impl<'a> Value<'a> {
         self.reader.warning_at(self.place(), format!("`{}`: {message}", self.path));
     }
 
+    /// Takes note that `what`, a secret, stands here. That is right in a file that its owner alone can read, wants a
+    /// warning if its group can too, and is an error otherwise; `instead` says where it could be.
+    pub fn bare_secret(&self, what: &str, instead: &str) {
+        match self.reader.bare_secrets {
+            BareSecrets::Accept => {}
+            BareSecrets::Warn => {
+                self.warning(format!("{what} in a file that its group can read: chmod 600 the file, or {instead}"));
+            }
+            BareSecrets::Refuse => {
+                self.error(format!("{what} in a file that others can read: chmod 600 the file, or {instead}"));
+            }
+        }
+    }
+
     /// True for a string, so that a reader can tell the forms of a value apart.
     #[must_use]
     pub fn is_string(&self) -> bool {

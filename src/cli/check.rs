@@ -37,9 +37,13 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
         }
         for route in routes {
             let (name, provider) = (route.name.clone(), route.registration.name);
-            let upstream: Vec<_> = route.upstream.iter().map(ToString::to_string).collect();
+            let mut upstream: Vec<_> = route.upstream.iter().map(ToString::to_string).collect();
             let verdict = match Route::prepare(route, &roots) {
-                Ok(_) => "ok",
+                Ok(route) => {
+                    // Now with the proxies between.
+                    upstream = route.endpoints.iter().map(|endpoint| endpoint.target.to_string()).collect();
+                    "ok"
+                }
                 Err(found) => {
                     remarks.extend(found);
                     "not usable"

@@ -285,6 +285,9 @@ impl Signing {
             let own = format!("{}:{}", target.endpoint.host, target.endpoint.port);
             word("--connect-to", format!("{own}:{}:{}", target.host, target.port).as_bytes());
         }
+        if let Some(proxy) = target.passage.proxy() {
+            word("--proxy", proxy.to_string().as_bytes());
+        }
         if target.endpoint.secure {
             let tls = &self.settings.tls;
             let mut file = |flag: &str, path: &PathBuf| word(flag, path.as_os_str().as_encoded_bytes());

@@ -1,10 +1,11 @@
 //! Addresses: where callers are listened to, names that lead to routes, browser origins, the outbound proxy.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use crate::credential::SecretRef;
 use crate::proxy::listen::Address;
 use crate::settings::Value;
+use crate::upstream::outbound::{Outbound, ProxyServer};
 use crate::upstream::{Host, split_authority};
 
 /// Reads the address of a listener.
@@ -122,29 +123,27 @@ pub(super) fn origin(value: &Value<'_>) -> Option<String> {
     })
 }
 
-/// Checks an outbound proxy, which nothing uses yet.
-pub(super) fn outbound_proxy(value: &Value<'_>) {
-    let understood = value.parse(|text| {
-        if matches!(text, "none" | "env") {
-            return Ok(text == "env");
+/// Reads an outbound proxy.
+pub(super) fn outbound_proxy(value: &Value<'_>) -> Option<Outbound> {
+    let key = value.path();
+    value.parse(|text| match text {
+        "none" => Ok(Outbound::Direct),
+        "env" => Ok(Outbound::Environment { place: value.place(), key: key.to_owned() }),
+        _ if !text.contains("://") => {
+            Err("expected \"none\", \"env\" or a proxy such as \"http://user:password@corp:3128\"")
         }
-        let expected = "expected \"none\", \"env\" or a proxy such as \"http://user:password@corp:3128\"";
-        let rest = text.strip_prefix("http://").ok_or(expected)?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (user, authority) = rest.rsplit_once('@').unwrap_or(("", rest));
-        if authority.contains(['/', '?', '#']) || !user.bytes().all(|b| b.is_ascii_graphic() && b != b'/') {
-            return Err(expected);
+        _ => {
+            let proxy = ProxyServer::parse(text, format!("`{key}`"))?;
+            // The first colon is the scheme's, and a user alone is a name.
+            if text.rsplit_once('@').is_some_and(|(before, _)| before.matches(':').count() > 1) {
+                value.bare_secret(
+                    "a password",
+                    "set \"env\" and name the proxy in the environment (HTTPS_PROXY, http_proxy)",
+                );
+            }
+            Ok(Outbound::Proxy(Arc::new(proxy)))
         }
-        split_authority(authority).map_err(|_| expected)?;
-        if user.contains(':') {
-            // A password: it may stand only where a secret may.
-            let _ = SecretRef::secret(value);
-        }
-        Ok(true)
-    });
-    if understood == Some(true) {
-        value.warning("understood, but not in effect yet: requests go to the upstream without a proxy between");
-    }
+    })
 }
 
 /// `sun_path` of unix(7) without its final zero.

@@ -6,7 +6,7 @@ use crate::canonical::headers::{FRAMING, HOP_BY_HOP, fold, is_same};
 use crate::provider::ALWAYS;
 use crate::proxy::Field;
 use crate::proxy::clean::Names;
-use crate::settings::{BareSecrets, Value};
+use crate::settings::Value;
 
 /// Reads a table of headers to set. `taken` are the names that the route's provider sets; `seen` those that the route
 /// sets already.
@@ -34,7 +34,8 @@ pub(super) fn read(value: &Value<'_>, taken: &[String], seen: &mut Vec<String>) 
         if let Some(trouble) = trouble {
             value.error_at_key(trouble);
         } else if credentials.contains(key) {
-            closed_file(&value);
+            let instead = "leave it to the provider `header`, which takes { env = \"NAME\" } and { file = \"PATH\" }";
+            value.bare_secret("a credential", instead);
         }
         let content = value.parse(|text| {
             let content = HeaderValue::from_str(text).ok().filter(|_| text.trim_ascii() == text);
@@ -43,18 +44,6 @@ pub(super) fn read(value: &Value<'_>, taken: &[String], seen: &mut Vec<String>) 
         headers.extend(content.map(|value| Field { spelling: key.to_owned(), name, value }));
     }
     headers
-}
-
-/// Notes that a credential stands here, unless the file is closed to others.
-fn closed_file(value: &Value<'_>) {
-    match value.reader().bare_secrets() {
-        BareSecrets::Accept => {}
-        BareSecrets::Warn => value.warning("a credential in a file that its group can read: chmod 600 the file"),
-        BareSecrets::Refuse => value.error(
-            "a credential in a file that others can read: chmod 600 the file, \
-             or leave it to the provider `header`, which takes { env = \"NAME\" } and { file = \"PATH\" }",
-        ),
-    }
 }
 
 /// Reads the names of credential headers that pass from the caller.

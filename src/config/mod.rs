@@ -145,7 +145,8 @@ fn read(root: Table<'_>, path: &Path) -> Config {
     if named.is_empty() {
         root.reader().warning_at(place, "no routes: every request will be answered with 421 until there is one");
     }
-    let routes = named.iter().filter_map(|(name, value)| route::read(name, value, &mut claims)).collect();
+    let routes =
+        named.iter().filter_map(|(name, value)| route::read(name, value, &shared.proxy, &mut claims)).collect();
     claims.check(&shared.settings.domains, shared.allow_remote);
     root.finish();
     Config {

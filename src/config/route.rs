@@ -5,13 +5,19 @@ use std::time::Duration;
 use crate::provider::{self, Patience, Provider, Registration};
 use crate::proxy::{RouteSettings, guard};
 use crate::settings::{Table, Value, nearest};
+use crate::upstream::outbound::Outbound;
 use crate::upstream::{Endpoint, Timeouts, tls as upstream_tls};
 
 use super::claims::{Claims, Owner};
 use super::{address, callers, headers, tls};
 
-/// Reads a route; `None` if something was wrong, which is then noted.
-pub(super) fn read<'a>(name: &'a str, value: &Value<'a>, claims: &mut Claims<'a>) -> Option<RouteSettings> {
+/// Reads a route; `None` if something was wrong, which is then noted. `outbound` is what `[server]` says about proxies.
+pub(super) fn read<'a>(
+    name: &'a str,
+    value: &Value<'a>,
+    outbound: &Outbound,
+    claims: &mut Claims<'a>,
+) -> Option<RouteSettings> {
     let is_named = is_name(name);
     if !is_named {
         value.error_at_key("the name of a route is 1 to 63 of a-z, 0-9 and, inside, \"-\": it is part of a host name");
@@ -31,6 +37,7 @@ pub(super) fn read<'a>(name: &'a str, value: &Value<'a>, claims: &mut Claims<'a>
         address::host_and_port(&value)
     });
     let tls = tls(&table, &upstream, provider.as_ref().map(|(_, at, provider)| (at, provider.as_ref())));
+    let proxy = table.read("proxy", outbound.clone(), address::outbound_proxy);
     let plaintext = table.read("plaintext", false, Value::boolean);
     if let (Some(provider), Some(value)) = (known, table.get("upstream")) {
         // It is what is dialled that decides whether anything crosses a network.
@@ -38,6 +45,7 @@ pub(super) fn read<'a>(name: &'a str, value: &Value<'a>, claims: &mut Claims<'a>
             Some((host, port)) => Endpoint { host: host.clone(), port: *port, ..*endpoint }.is_loopback(),
             None => endpoint.is_loopback(),
         };
+        let is_near = |endpoint: &Endpoint| is_near(endpoint) && !proxy.leads_away();
         if upstream.iter().any(|endpoint| !endpoint.secure && !is_near(endpoint)) {
             in_the_clear(&value, provider, plaintext);
         }
@@ -67,9 +75,6 @@ pub(super) fn read<'a>(name: &'a str, value: &Value<'a>, claims: &mut Claims<'a>
     {
         value.warning("understood, but not in effect yet: the local clock is taken as it is");
     }
-    if let Some(value) = table.get("proxy") {
-        address::outbound_proxy(&value);
-    }
     let timeouts = timeouts(table.section("timeouts"), known.map(Provider::patience));
     if !provider::ALL.iter().any(|registration| table.get(registration.name).is_some()) {
         no_provider(&table);
@@ -81,6 +86,7 @@ pub(super) fn read<'a>(name: &'a str, value: &Value<'a>, claims: &mut Claims<'a>
         place: value.key_place(),
         upstream,
         connect,
+        proxy,
         hosts,
         listen,
         allow,

@@ -8,6 +8,7 @@ use tracing::Level;
 use crate::proxy::listen::Address;
 use crate::proxy::{Limits, ServerSettings};
 use crate::settings::{Table, Value};
+use crate::upstream::outbound::Outbound;
 
 use super::claims::{Claims, Owner};
 use super::{Admin, Format, Log, address, tls};
@@ -15,6 +16,8 @@ use super::{Admin, Format, Log, address, tls};
 /// What `[server]` says.
 pub(super) struct Shared {
     pub(super) settings: ServerSettings,
+    /// For routes that have no `proxy` of their own.
+    pub(super) proxy: Outbound,
     pub(super) workers: usize,
     pub(super) drain_timeout: Duration,
     pub(super) drain_delay: Duration,
@@ -33,9 +36,6 @@ pub(super) fn shared<'a>(table: Table<'a>, claims: &mut Claims<'a>) -> Shared {
         }
         listen.to_vec()
     };
-    if let Some(value) = table.get("proxy") {
-        address::outbound_proxy(&value);
-    }
     let shared = Shared {
         settings: ServerSettings {
             listen,
@@ -43,6 +43,7 @@ pub(super) fn shared<'a>(table: Table<'a>, claims: &mut Claims<'a>) -> Shared {
             origins: table.read("origins", Vec::new(), |v| v.list_of(address::origin)),
             extra_ca: table.read("extra_ca", Vec::new(), |v| v.list_of(tls::file)),
         },
+        proxy: table.read("proxy", Outbound::Direct, address::outbound_proxy),
         workers: table.read("workers", 0, |v| v.integer(0, 1024)) as usize,
         drain_timeout: table.read("drain_timeout", Duration::from_secs(30), Value::duration),
         drain_delay: table.read("drain_delay", Duration::ZERO, Value::duration),

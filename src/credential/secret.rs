@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use secrecy::SecretString;
 use secrecy::zeroize::Zeroize;
 
-use crate::settings::{BareSecrets, Place, Remark, Value};
+use crate::settings::{Place, Remark, Value};
 
 /// Where a secret is kept.
 #[derive(Clone, Debug)]
@@ -40,19 +40,8 @@ impl SecretRef {
     #[must_use]
     pub fn secret(value: &Value<'_>) -> Option<Self> {
         if value.is_string() {
-            match value.reader().bare_secrets() {
-                BareSecrets::Accept => {}
-                BareSecrets::Warn => value.warning(
-                    "a secret in a file that its group can read: chmod 600 the file, or refer to it with { file = \"…\" }",
-                ),
-                BareSecrets::Refuse => {
-                    value.error(
-                        "a secret in a file that others can read: chmod 600 the file, \
-                         or refer to the secret with { env = \"NAME\" }, { file = \"PATH\" } or { credential = \"NAME\" }",
-                    );
-                    return None;
-                }
-            }
+            let references = "{ env = \"NAME\" }, { file = \"PATH\" } or { credential = \"NAME\" }";
+            value.bare_secret("a secret", &format!("refer to the secret with {references}"));
         }
         Self::name(value)
     }

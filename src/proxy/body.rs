@@ -16,10 +16,11 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::upstream::pool::Lease;
 
-use super::caller::Turn;
+use super::caller::{Activity, Turn};
 use super::clean::{Cleaner, Names};
 use super::hold::Reservation;
 use super::respond;
+use super::streams::Reading;
 
 /// Why a body ended before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,6 +257,8 @@ impl Streaming {
 pub struct Reply {
     content: Content,
     turn: Turn,
+    /// How the caller reads it, where that is not plain from its connection.
+    reading: Option<Rc<Reading>>,
 }
 
 #[derive(Debug)]
@@ -271,15 +274,33 @@ struct FromUpstream {
     upload: Option<Rc<Upload>>,
     /// What trailers must not show.
     concealed: Option<Arc<Names>>,
-    /// A break that came while octets before it may still be on their way, and the flushes seen then.
-    broken: Option<(Broken, u64)>,
+    /// The flushes that had been seen when the last octets, or the head, were handed over.
+    handed_over: u64,
+    /// A break that came while these may still be on their way.
+    broken: Option<Broken>,
 }
 
 impl Reply {
     /// A body of our own.
     #[must_use]
     pub fn own(content: Bytes, turn: Turn) -> Self {
-        Self { content: Content::Own(content), turn }
+        Self::new(Content::Own(content), turn)
+    }
+
+    fn new(content: Content, turn: Turn) -> Self {
+        let reply = Self { content, turn, reading: Reading::current() };
+        if let Some(reading) = &reply.reading {
+            reading.offer(reply.patience());
+        }
+        reply
+    }
+
+    /// How long the caller may leave it unread.
+    fn patience(&self) -> Option<Duration> {
+        match &self.content {
+            Content::Own(_) => self.turn.activity().write_patience(),
+            Content::Upstream(upstream) => upstream.wire.silence.patience,
+        }
     }
 
     /// The upstream's body, whose trailers go without what is `concealed`; the connection that it comes on goes back to its
@@ -292,12 +313,13 @@ impl Reply {
         concealed: Option<Arc<Names>>,
         turn: Turn,
     ) -> Self {
-        let mut upstream = FromUpstream { wire, lease: Some(lease), upload, concealed, broken: None };
+        let handed_over = turn.activity().flushes();
+        let mut upstream = FromUpstream { wire, lease: Some(lease), upload, concealed, handed_over, broken: None };
         if upstream.wire.is_end_stream() {
             upstream.give_back();
             return Self::own(Bytes::new(), turn);
         }
-        Self { content: Content::Upstream(Box::new(upstream)), turn }
+        Self::new(Content::Upstream(Box::new(upstream)), turn)
     }
 }
 
@@ -307,11 +329,18 @@ impl Body for Reply {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         let this = &mut *self;
-        match &mut this.content {
+        let polled = match &mut this.content {
             Content::Own(octets) if octets.is_empty() => Poll::Ready(None),
             Content::Own(octets) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(octets))))),
-            Content::Upstream(upstream) => upstream.poll_frame(cx, &this.turn),
+            Content::Upstream(upstream) => upstream.poll_frame(cx, this.turn.activity()),
+        };
+        if let Some(reading) = &this.reading {
+            match polled {
+                Poll::Ready(_) => reading.offer(this.patience()),
+                Poll::Pending => reading.ask(),
+            }
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -340,35 +369,42 @@ impl FromUpstream {
 
     /// A break is held back until what came before it has left: the library drops what it has not written when a body
     /// errs, and the caller would lose octets, or a whole head, that the upstream did send.
-    fn poll_frame(&mut self, cx: &mut Context<'_>, turn: &Turn) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
-        let activity = turn.activity();
-        if let Some((broken, flushes)) = self.broken {
-            if activity.flushes() != flushes {
-                return Poll::Ready(Some(Err(broken)));
+    fn poll_frame(&mut self, cx: &mut Context<'_>, activity: &Activity) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        if self.broken.is_none() {
+            let mut polled = Pin::new(&mut self.wire).poll_frame(cx);
+            match &mut polled {
+                Poll::Ready(Some(Err(broken))) => {
+                    self.lease.take();
+                    self.broken = Some(*broken);
+                }
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.handed_over = activity.flushes();
+                    if let Some(trailers) = frame.trailers_mut() {
+                        respond::clean_trailers(trailers, self.concealed.as_deref());
+                    }
+                    if self.wire.is_end_stream() {
+                        self.end(activity);
+                    }
+                    return polled;
+                }
+                Poll::Ready(None) => {
+                    self.end(activity);
+                    return polled;
+                }
+                Poll::Pending => return Poll::Pending,
             }
-            activity.wake_at_flush(cx.waker());
-            return Poll::Pending;
         }
-        let mut polled = Pin::new(&mut self.wire).poll_frame(cx);
-        if let Poll::Ready(Some(Ok(frame))) = &mut polled
-            && let Some(trailers) = frame.trailers_mut()
-        {
-            respond::clean_trailers(trailers, self.concealed.as_deref());
-        }
-        match &polled {
-            Poll::Ready(Some(Err(broken))) => {
-                self.lease.take();
-                self.broken = Some((*broken, activity.flushes()));
+        match self.broken {
+            Some(broken) if activity.flushes() != self.handed_over => Poll::Ready(Some(Err(broken))),
+            _ => {
                 activity.wake_at_flush(cx.waker());
-                return Poll::Pending;
+                Poll::Pending
             }
-            Poll::Ready(Some(Ok(_))) if !self.wire.is_end_stream() => {}
-            Poll::Ready(_) => {
-                activity.set_unframed(false);
-                self.give_back();
-            }
-            Poll::Pending => {}
         }
-        polled
+    }
+
+    fn end(&mut self, activity: &Activity) {
+        activity.set_unframed(false);
+        self.give_back();
     }
 }

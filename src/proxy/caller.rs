@@ -4,10 +4,12 @@
 //! does not read. So the stream itself keeps time: for a head from its first octet, for an idle connection from the end of
 //! the last reply, for a write from the last octet that was taken.
 
+use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -37,13 +39,15 @@ pub struct Caller {
 #[derive(Debug)]
 pub struct Activity {
     phase: AtomicU8,
+    turns: AtomicUsize,
+    is_overdue: AtomicBool,
     /// How long a write may stall, in milliseconds; 0 for ever.
     write_patience: AtomicU64,
     /// True while a reply is unfinished whose only framing is the connection's end.
     is_unframed: AtomicBool,
     flushes: AtomicU64,
     is_awaited: AtomicBool,
-    flush_waker: Mutex<Option<Waker>>,
+    flush_wakers: Mutex<Vec<Waker>>,
 }
 
 /// Nothing of a next request is there.
@@ -52,6 +56,10 @@ const IDLE: u8 = 0;
 const HEAD: u8 = 1;
 /// A request is being answered.
 const BUSY: u8 = 2;
+/// The same, and the connection may become a tunnel, in which an end of one direction is not the end.
+const SWITCHING: u8 = 3;
+/// A tunnel.
+const TUNNEL: u8 = 4;
 
 impl Activity {
     /// A new connection: its first head is awaited.
@@ -59,17 +67,21 @@ impl Activity {
     pub fn new() -> Arc<Self> {
         Arc::new(Self {
             phase: AtomicU8::new(HEAD),
+            turns: AtomicUsize::new(0),
+            is_overdue: AtomicBool::new(false),
             write_patience: AtomicU64::new(60_000),
             is_unframed: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             is_awaited: AtomicBool::new(false),
-            flush_waker: Mutex::new(None),
+            flush_wakers: Mutex::default(),
         })
     }
 
     /// Marks the connection as busy with a request for as long as the turn lives.
     #[must_use]
     pub fn turn(self: &Arc<Self>) -> Turn {
+        // One thread alone counts here, as everywhere in this type, so no read-modify-write is needed.
+        self.turns.store(self.turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         self.phase.store(BUSY, Ordering::Relaxed);
         Turn(Arc::clone(self))
     }
@@ -79,10 +91,43 @@ impl Activity {
         self.phase.load(Ordering::Relaxed) == HEAD
     }
 
+    /// Has a multiplexed connection told to leave.
+    pub fn retire(&self) {
+        self.is_overdue.store(true, Ordering::Relaxed);
+    }
+
+    /// True once a multiplexed connection is to be told to leave, as one that has been idle for too long.
+    pub fn is_overdue(&self) -> bool {
+        self.is_overdue.load(Ordering::Relaxed)
+    }
+
+    fn pass(&self, from: u8, to: u8) {
+        if self.phase.load(Ordering::Relaxed) == from {
+            self.phase.store(to, Ordering::Relaxed);
+        }
+    }
+
+    /// Says whether the connection may become a tunnel: a caller that has said all it has to say has not left then.
+    pub fn set_switching(&self, is_switching: bool) {
+        let (from, to) = if is_switching { (BUSY, SWITCHING) } else { (SWITCHING, BUSY) };
+        self.pass(from, to);
+    }
+
+    /// Says that the connection is a tunnel now: nothing is timed any more.
+    pub fn set_tunnel(&self) {
+        self.phase.store(TUNNEL, Ordering::Relaxed);
+        self.set_write_patience(None);
+    }
+
     /// Sets how long the caller may leave a write waiting.
     pub fn set_write_patience(&self, patience: Option<Duration>) {
         let milliseconds = patience.map_or(0, |patience| u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
         self.write_patience.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// How long the caller may leave a write waiting.
+    pub fn write_patience(&self) -> Option<Duration> {
+        Some(self.write_patience.load(Ordering::Relaxed)).filter(|patience| *patience > 0).map(Duration::from_millis)
     }
 
     /// Says that a reply has begun which only the connection's end will end, or that it has come to its own end.
@@ -95,9 +140,12 @@ impl Activity {
         self.flushes.load(Ordering::Relaxed)
     }
 
-    /// Wakes a task at the next flush.
+    /// Wakes a task at the next flush; a multiplexed connection may have several to wake.
     pub fn wake_at_flush(&self, waker: &Waker) {
-        *self.flush_waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+        let mut wakers = self.flush_wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !wakers.iter().any(|known| known.will_wake(waker)) {
+            wakers.push(waker.clone());
+        }
         self.is_awaited.store(true, Ordering::Relaxed);
     }
 
@@ -107,14 +155,12 @@ impl Activity {
         // Only a reply that broke off waits here, so the lock is off the way of a request.
         if self.is_awaited.load(Ordering::Relaxed) {
             self.is_awaited.store(false, Ordering::Relaxed);
-            if let Some(waker) = self.flush_waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                waker.wake();
-            }
+            self.flush_wakers.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(Waker::wake);
         }
     }
 }
 
-/// A connection's time with one request; it is idle again when this is dropped.
+/// A connection's time with one request; it is idle again when the last of them is dropped.
 #[derive(Debug)]
 pub struct Turn(Arc<Activity>);
 
@@ -128,7 +174,12 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.0.phase.store(IDLE, Ordering::Relaxed);
+        let others = self.0.turns.load(Ordering::Relaxed).saturating_sub(1);
+        self.0.turns.store(others, Ordering::Relaxed);
+        if others == 0 {
+            // A connection on its way to becoming a tunnel is not idle.
+            self.0.pass(BUSY, IDLE);
+        }
     }
 }
 
@@ -139,6 +190,15 @@ pub enum Stream {
     Tcp(TcpStream),
     /// Over a Unix socket.
     Unix(UnixStream),
+}
+
+impl Stream {
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
 }
 
 /// A caller's stream that keeps time.
@@ -153,6 +213,10 @@ pub struct TimedStream {
     running: Option<Wait>,
     /// A write waits, so the write's clock runs and no other.
     is_write_waiting: bool,
+    /// Requests share this connection, so what comes between two of them need not be a head.
+    is_multiplexed: bool,
+    /// What was read to see which version of HTTP is spoken, and how much of it has been passed on.
+    start: ([u8; PREFACE.len()], Range<usize>),
     /// The library waits for octets or has seen their end, so it notices by itself when the caller goes.
     is_read_to_end: bool,
 }
@@ -161,8 +225,15 @@ pub struct TimedStream {
 enum Wait {
     Head,
     Idle,
+    Farewell,
     Write,
 }
+
+/// What a connection begins with that speaks HTTP/2; no request of HTTP/1 does (RFC 9113 section 3.4).
+const PREFACE: &[u8; 14] = b"PRI * HTTP/2.0";
+
+/// How long a caller that has been told to leave may take.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 impl TimedStream {
     /// A stream with the limits for heads and for idleness; `None` is for ever.
@@ -181,7 +252,39 @@ impl TimedStream {
             timer: None,
             running: None,
             is_write_waiting: false,
+            is_multiplexed: false,
+            start: ([0; PREFACE.len()], 0..0),
             is_read_to_end: false,
+        }
+    }
+
+    /// Waits for the first octets, and tells whether they begin HTTP/2 with prior knowledge (RFC 9113 section 3.3).
+    ///
+    /// # Errors
+    /// The caller took too long, or its connection broke.
+    pub async fn is_http2(&mut self) -> io::Result<bool> {
+        loop {
+            let (octets, filled) = (&mut self.start.0, self.start.1.end);
+            let start = octets.get(..filled).unwrap_or_default();
+            if start == PREFACE {
+                self.is_multiplexed = true;
+                self.activity.phase.store(IDLE, Ordering::Relaxed);
+                self.running = None;
+                return Ok(true);
+            }
+            if !PREFACE.starts_with(start) {
+                return Ok(false);
+            }
+            let read = poll_fn(|cx| {
+                let mut rest = ReadBuf::new(self.start.0.get_mut(filled..).unwrap_or_default());
+                let read = self.stream.poll_read(cx, &mut rest);
+                let octets = rest.filled().len();
+                if read.is_pending() { self.await_read(cx).map(Err) } else { read.map_ok(|()| octets) }
+            });
+            match read.await? {
+                0 => return Ok(false),
+                octets => self.start.1.end = filled + octets,
+            }
         }
     }
 
@@ -208,8 +311,19 @@ impl TimedStream {
         }
         match self.activity.phase.load(Ordering::Relaxed) {
             HEAD => self.tick(cx, Wait::Head, self.header_timeout),
-            IDLE => self.tick(cx, Wait::Idle, self.idle_timeout),
-            _ => Poll::Pending,
+            IDLE if self.activity.is_overdue() => self.tick(cx, Wait::Farewell, Some(FAREWELL)),
+            IDLE => match self.tick(cx, Wait::Idle, self.idle_timeout) {
+                // Such a caller is told first: it may be sending its next request at this moment.
+                Poll::Ready(_) if self.is_multiplexed => {
+                    self.activity.retire();
+                    self.tick(cx, Wait::Farewell, Some(FAREWELL))
+                }
+                waited => waited,
+            },
+            _ => {
+                self.running = None;
+                Poll::Pending
+            }
         }
     }
 
@@ -234,8 +348,8 @@ impl TimedStream {
     fn wrote(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.is_write_waiting = written.is_pending();
         if self.is_write_waiting {
-            let patience = Some(self.activity.write_patience.load(Ordering::Relaxed)).filter(|patience| *patience > 0);
-            return self.tick(cx, Wait::Write, patience.map(Duration::from_millis)).map(Err);
+            let patience = self.activity.write_patience();
+            return self.tick(cx, Wait::Write, patience).map(Err);
         }
         if self.running == Some(Wait::Write) {
             self.running = None;
@@ -257,20 +371,28 @@ impl Drop for TimedStream {
 impl AsyncRead for TimedStream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if let Some(start) = this.start.0.get(this.start.1.clone()).filter(|start| !start.is_empty()) {
+            let fits = start.len().min(buf.remaining());
+            buf.put_slice(start.get(..fits).unwrap_or_default());
+            this.start.1.start += fits;
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
-        let read = match &mut this.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Stream::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        };
+        let read = this.stream.poll_read(cx, buf);
         let has_more = buf.filled().len() > before;
         this.is_read_to_end = !has_more;
+        if matches!(read, Poll::Ready(Ok(()))) && !has_more && this.activity.phase.load(Ordering::Relaxed) == SWITCHING
+        {
+            // Whoever reads next, the library or the tunnel, sees the end again.
+            return Poll::Pending;
+        }
         if read.is_pending() {
             return this.await_read(cx).map(Err);
         }
         if has_more {
             // Between requests the first octet begins a head; within one it belongs to the body or to what comes next.
             let phase = &this.activity.phase;
-            if phase.load(Ordering::Relaxed) == IDLE {
+            if phase.load(Ordering::Relaxed) == IDLE && !this.is_multiplexed {
                 phase.store(HEAD, Ordering::Relaxed);
                 this.running = None;
             }

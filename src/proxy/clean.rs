@@ -3,7 +3,7 @@
 //! Callers must not be able to send a credential of their own beside the injected one, nor to take an injected header
 //! away by naming it in `Connection`. So everything is removed here, before anything is set.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, TRAILER, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue};
 use smallvec::SmallVec;
 
@@ -73,7 +73,12 @@ impl Cleaner {
     /// `bad_request` for a transfer coding that we would have to guess at.
     pub fn head(&self, headers: &mut HeaderMap) -> Result<(), Error> {
         framing(headers).map_err(|message| Error::new(Code::BadRequest, message))?;
+        let takes_trailers = takes_trailers(headers);
         self.fields(headers);
+        if takes_trailers {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+            headers.insert(CONNECTION, HeaderValue::from_static("TE"));
+        }
         for (name, value) in &self.set {
             headers.insert(name.clone(), value.clone());
         }
@@ -98,6 +103,26 @@ impl Cleaner {
             self.remove.contains(name) && !self.keep.contains(name) && !PASSES_AS_SPELT.contains(&name)
         });
     }
+}
+
+/// Makes one header of a cookie that HTTP/2 let the caller split (RFC 9113 section 8.2.3), before it is signed or goes to
+/// where it must be one.
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut pieces = headers.get_all(COOKIE).iter();
+    if pieces.nth(1).is_none() {
+        return;
+    }
+    let pieces: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if let Ok(joined) = HeaderValue::from_bytes(&pieces.join(b"; ".as_slice())) {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+/// True if the caller says that it reads trailers, the one thing in `TE` that holds for the whole way: replies of gRPC are
+/// nothing without (RFC 9110 section 10.1.4).
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TE).iter().flat_map(|value| value.as_bytes().split(|octet| *octet == b','));
+    codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
 /// Removes the headers whose names satisfy a condition.
@@ -228,7 +253,27 @@ mod tests {
             ("accept", "text/html"),
             ("x-end", "2"),
         ]);
-        assert_eq!(left.unwrap(), ["accept: */*", "x-end: 2", "x-set: ours"]);
+        assert_eq!(left.unwrap(), ["accept: */*", "connection: TE", "te: trailers", "x-end: 2", "x-set: ours"]);
+    }
+
+    #[test]
+    fn of_te_only_trailers_pass() {
+        for (te, passes) in
+            [("trailers", true), ("gzip;q=0.5, Trailers", true), ("gzip", false), ("trailers;q=0", false)]
+        {
+            let left = clean(&[("te", te), ("connection", "te")]).unwrap();
+            assert_eq!(left.contains(&"te: trailers".to_owned()), passes, "{te}");
+        }
+    }
+
+    #[test]
+    fn a_split_cookie_becomes_one() {
+        let mut headers = HeaderMap::new();
+        for value in ["a=1", "b=2; c=3", "d=4"] {
+            headers.append(COOKIE, HeaderValue::from_static(value));
+        }
+        join_cookies(&mut headers);
+        assert_eq!((headers.len(), &headers[COOKIE]), (1, &HeaderValue::from_static("a=1; b=2; c=3; d=4")));
     }
 
     #[test]

@@ -6,8 +6,10 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
+
+use crate::upstream::connect::keep_alive;
 
 use super::caller::Stream;
 use super::guard::Peer;
@@ -175,6 +177,10 @@ impl Listener {
                 let (stream, address) = listener.accept().await?;
                 // A reply is written whole, so there is nothing to wait for.
                 let _ = stream.set_nodelay(true);
+                // One on this machine cannot vanish without the kernel's knowing.
+                if !address.ip().to_canonical().is_loopback() {
+                    keep_alive(&SockRef::from(&stream));
+                }
                 Ok((Stream::Tcp(stream), Peer { address: Some(address.ip()), ..Peer::default() }))
             }
             Self::Unix(listener) => {

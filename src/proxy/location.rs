@@ -280,6 +280,7 @@ pub(super) mod testing {
 
     use super::*;
     use crate::upstream::connect::Target;
+    use crate::upstream::outbound::Passage;
 
     /// The route `cert` of two, as a caller sees it that sends this target and this `Host`; empty is none.
     pub(in super::super) fn seen<T>(
@@ -295,7 +296,8 @@ pub(super) mod testing {
             let endpoint = crate::upstream::Endpoint::parse(text).unwrap();
             let authority = HeaderValue::try_from(endpoint.authority()).unwrap();
             let (host, port) = (endpoint.host.clone(), endpoint.port);
-            Endpoint { target: Target { endpoint, host, port, tls: None }, authority }
+            let passage = Passage::Direct;
+            Endpoint { target: Target { endpoint, host, port, passage, tls: None }, authority }
         });
         let mut headers = HeaderMap::new();
         if !host.is_empty() {

@@ -18,6 +18,8 @@ pub mod route;
 pub mod send;
 pub mod serve;
 pub mod state;
+pub mod streams;
+pub mod upgrade;
 
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::provider::{Provider, Registration};
 use crate::settings::Place;
+use crate::upstream::outbound::Outbound;
 use crate::upstream::{Endpoint, Host, Timeouts, tls};
 
 /// What callers may use at most.
@@ -57,6 +60,8 @@ pub struct RouteSettings {
     pub upstream: Vec<Endpoint>,
     /// What is dialled instead of the upstream's own host and port.
     pub connect: Option<(Host, u16)>,
+    /// The proxy between, if there is one.
+    pub proxy: Outbound,
     /// Exact names that lead to it, with a port if that is to match as well.
     pub hosts: Vec<(Host, Option<u16>)>,
     /// Listeners of its own.

@@ -245,7 +245,7 @@ fn authority(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<Option<
     let header = match (hosts.next(), hosts.next()) {
         (Some(_), Some(_)) => return Err(bad_request("the request names its host twice: send one Host header")),
         (Some(host), None) => Some(parse(host.to_str().unwrap_or_default())?),
-        (None, _) if version >= Version::HTTP_11 => {
+        (None, _) if version == Version::HTTP_11 || (version > Version::HTTP_11 && uri.authority().is_none()) => {
             return Err(no_host());
         }
         (None, _) => None,

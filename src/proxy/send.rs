@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{Method, Request, Response};
+use http::header::PROXY_AUTHENTICATE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -17,6 +18,7 @@ use tokio::time::{Instant, timeout};
 use tracing::debug;
 
 use crate::upstream::connect::{self, Trouble};
+use crate::upstream::outbound::Passage;
 use crate::upstream::pool::{Connection, Counted, Key, Lease, Pool, Traffic};
 use crate::upstream::{Timeouts, tls};
 
@@ -96,7 +98,7 @@ pub struct Way<'a> {
 pub async fn send(
     way: Way<'_>,
     choice: Choice,
-    request: Request<Outgoing>,
+    mut request: Request<Outgoing>,
     upload: Option<&Rc<Upload>>,
 ) -> Result<(Response<Incoming>, Lease<Outgoing>), Box<Failure>> {
     let pooled = if choice == Choice::Pooled { take(way).await } else { None };
@@ -114,10 +116,14 @@ pub async fn send(
     let traffic = Arc::clone(&connection.traffic);
     let (written, read) = (traffic.written(), traffic.read());
     let is_reused = connection.is_reused;
+    way.endpoint.target.passage.adapt(&mut request);
     let response = connection.sender.try_send_request(request);
     let outcome = within(response, &mut connection.timer, way.timeouts.response, upload).await;
     let (error, unsent) = match outcome {
         Some(Ok(response)) => {
+            if let Some(error) = denied(&response, way) {
+                return Err(Box::new(Failure { error, unsent: None, fate: Fate::Unknown, was_reused: is_reused }));
+            }
             let patience = way.timeouts.pool_idle;
             return Ok((response, Lease { pool: Rc::clone(way.pool), key: way.key, connection, patience }));
         }
@@ -129,7 +135,7 @@ pub async fn send(
             let seconds = way.timeouts.response.unwrap_or_default().as_secs_f32();
             let message = format!(
                 "{} did not answer within {seconds} s: raise `timeouts.response` if it needs longer",
-                way.endpoint.target.endpoint
+                way.endpoint.target
             );
             let error = Error::new(Code::UpstreamTimeout, message);
             return Err(Box::new(Failure { error, unsent: None, fate: Fate::Unknown, was_reused: is_reused }));
@@ -171,7 +177,7 @@ async fn open(way: Way<'_>) -> Result<Connection<Outgoing>, Error> {
     let (sender, task) = handshake.map_err(|error| describe(&error, way, None))?;
     // The task ends with its connection: when the upstream closes it, or when the sender is dropped.
     tokio::task::spawn_local(async move {
-        if let Err(error) = task.await {
+        if let Err(error) = task.with_upgrades().await {
             debug!(%error, "an upstream connection ended");
         }
     });
@@ -207,32 +213,49 @@ async fn within<F: Future>(
     .await
 }
 
+/// What a proxy says that forwards requests, and never an upstream: it wants to be shown who asks (RFC 9110, section
+/// 15.5.8). That is between us and the proxy.
+fn denied(response: &Response<Incoming>, way: Way<'_>) -> Option<Error> {
+    let Passage::Forward(proxy, _) = &way.endpoint.target.passage else { return None };
+    let challenges = response.headers().get_all(PROXY_AUTHENTICATE).iter().map(HeaderValue::as_bytes);
+    let is_denied = response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+    is_denied.then(|| Error::new(Code::UpstreamUnreachable, proxy.denial(challenges)))
+}
+
 fn unreachable(trouble: &Trouble, way: Way<'_>) -> Error {
-    let endpoint = &way.endpoint.target.endpoint;
+    in_the_way(trouble, &way.endpoint.target.to_string(), "the route's `upstream` or `connect`", way)
+}
+
+/// What stood in the way to a server, and which setting leads there.
+fn in_the_way(trouble: &Trouble, server: &str, setting: &str, way: Way<'_>) -> Error {
     match trouble {
         Trouble::Unresolved(error) => Error::new(
             Code::UpstreamUnreachable,
-            format!(
-                "the name of {endpoint} leads to no address ({error}): check the route's `upstream`, or set `connect`"
-            ),
+            format!("the name of {server} leads to no address ({error}): correct {setting}"),
         ),
         Trouble::Ourselves(address) => Error::new(
             Code::UpstreamUnreachable,
-            format!(
-                "{endpoint} leads to {address}, one of countersign's own listeners: correct the route's `upstream` or `connect`"
-            ),
+            format!("{server} leads to {address}, one of countersign's own listeners: correct {setting}"),
         ),
         Trouble::Refused(address, error) => {
-            Error::new(Code::UpstreamUnreachable, format!("{endpoint} cannot be reached at {address}: {error}"))
+            Error::new(Code::UpstreamUnreachable, format!("{server} cannot be reached at {address}: {error}"))
         }
         Trouble::Tls(error) => {
-            Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {}", in_words(error)))
+            let mut message = format!("TLS with {server} failed: {}", in_words(error));
+            if way.endpoint.target.passage.proxy().is_some() && is_of_unknown_issuer(error) {
+                message += "; if the proxy inspects TLS, name its CA in `server.extra_ca`, or in `tls.ca` if the route has one";
+            }
+            Error::new(Code::UpstreamTls, message)
         }
+        Trouble::Proxy(proxy, trouble) => {
+            in_the_way(trouble, &format!("the outbound proxy {proxy}"), &proxy.named_in, way)
+        }
+        Trouble::NoTunnel(message) => Error::new(Code::UpstreamUnreachable, message.clone()),
         Trouble::TimedOut(step) => {
             let seconds = way.timeouts.connect.unwrap_or_default().as_secs_f32();
             Error::new(
                 Code::UpstreamTimeout,
-                format!("{endpoint}: {step} took longer than {seconds} s (`timeouts.connect`)"),
+                format!("{server}: {step} took longer than {seconds} s (`timeouts.connect`)"),
             )
         }
     }
@@ -243,7 +266,7 @@ fn describe(error: &hyper::Error, way: Way<'_>, upload: Option<&Rc<Upload>>) -> 
     if let Some(broken) = upload.and_then(|upload| upload.broken.get()) {
         return hold::broken(broken);
     }
-    let endpoint = &way.endpoint.target.endpoint;
+    let endpoint = &way.endpoint.target;
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     if let Some(error) = io.filter(|error| as_tls(error).is_some()) {
         return Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {}", in_words(error)));
@@ -262,6 +285,10 @@ fn describe(error: &hyper::Error, way: Way<'_>, upload: Option<&Rc<Upload>>) -> 
 
 fn as_tls(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref().and_then(|inner| inner.downcast_ref())
+}
+
+fn is_of_unknown_issuer(error: &io::Error) -> bool {
+    matches!(as_tls(error), Some(rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer)))
 }
 
 fn in_words(error: &io::Error) -> String {

@@ -3,17 +3,18 @@
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CONNECTION, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
@@ -39,6 +40,8 @@ use super::respond;
 use super::route::Entrance;
 use super::send::{self, Choice, Fate, Way};
 use super::state::{Access, Route, State};
+use super::streams::Streams;
+use super::upgrade::{Exit, Tunnel, Wish};
 
 /// A thread's own part of the daemon.
 #[derive(Debug)]
@@ -59,10 +62,11 @@ pub struct Worker {
 }
 
 /// A reply on its way back.
-#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 enum Outcome {
     /// The upstream's.
     Upstream(Answer),
+    /// The upstream has switched protocols, as the caller wished.
+    Switched(Answer, Wish),
     /// The provider's own, in plain text.
     Own(String),
 }
@@ -162,22 +166,74 @@ impl Worker {
             return;
         }
         let caller = Caller { entrance, peer, is_surplus: others >= most, activity: Activity::new() };
-        tokio::task::spawn_local(Rc::clone(self).converse(Rc::new(caller), stream, count));
+        tokio::task::spawn_local(Rc::clone(self).converse(caller, stream, count));
     }
 
-    /// Answers a caller's requests one after the other.
-    async fn converse(self: Rc<Self>, caller: Rc<Caller>, stream: Stream, _count: Count) {
+    /// Answers a caller's requests, and then carries the tunnel that its connection may have become.
+    async fn converse(self: Rc<Self>, caller: Caller, stream: Stream, _count: Count) {
         let limits = &self.state.limits;
         let activity = Arc::clone(&caller.activity);
-        let stream = TimedStream::new(stream, activity, limits.header_timeout, limits.idle_timeout);
+        let mut stream = TimedStream::new(stream, activity, limits.header_timeout, limits.idle_timeout);
+        let ended = match stream.is_http2().await {
+            // Boxed, since most connections are not.
+            Ok(true) => Box::pin(Rc::clone(&self).converse_in_streams(Rc::new(caller), stream)).await,
+            Ok(false) => self.converse_in_turns(&caller, stream).await,
+            Err(error) => return debug!(%error, "a caller's connection ended before its first request"),
+        };
+        if let Err(error) = ended {
+            debug!(%error, "a caller's connection ended");
+        }
+    }
+
+    /// Over HTTP/1: one request after the other.
+    async fn converse_in_turns(&self, caller: &Caller, stream: TimedStream) -> hyper::Result<()> {
+        let exit = Exit::default();
         let service = service_fn(|request| {
             let turn = caller.activity.turn();
             // Boxed, so that a connection that waits for a request is small.
-            Box::pin(Rc::clone(&self).answer(Rc::clone(&caller), request, turn))
+            Box::pin(self.answer(caller, request, turn, &exit))
         });
         let mut builder = http1::Builder::new();
-        builder.auto_date_header(false).header_read_timeout(None).max_buf_size(limits.header_bytes);
-        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        builder.auto_date_header(false).header_read_timeout(None).max_buf_size(self.state.limits.header_bytes);
+        let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        self.drive(caller, connection, http1::UpgradeableConnection::graceful_shutdown).await?;
+        let tunnel = exit.take();
+        if let Some(tunnel) = tunnel {
+            tunnel.run().await;
+        }
+        Ok(())
+    }
+
+    /// Over HTTP/2: requests share the connection, up to a number of them at a time.
+    async fn converse_in_streams(self: Rc<Self>, caller: Rc<Caller>, stream: TimedStream) -> hyper::Result<()> {
+        let header_bytes = u32::try_from(self.state.limits.header_bytes).unwrap_or(u32::MAX);
+        let (worker, asking) = (Rc::clone(&self), Rc::clone(&caller));
+        let service = service_fn(move |request| {
+            let turn = asking.activity.turn();
+            let (worker, caller) = (Rc::clone(&worker), Rc::clone(&asking));
+            // Without an exit: what shares a connection cannot change it.
+            async move { worker.answer(&caller, request, turn, &Exit::default()).await }
+        });
+        let mut builder = http2::Builder::new(Streams);
+        builder
+            .auto_date_header(false)
+            .max_concurrent_streams(STREAMS)
+            .max_header_list_size(header_bytes)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER);
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        self.drive(&caller, connection, http2::Connection::graceful_shutdown).await
+    }
+
+    /// Drives a connection to its end, which the drain brings about, or a multiplexed connection's idleness.
+    async fn drive<C: Future<Output = hyper::Result<()>>>(
+        &self,
+        caller: &Caller,
+        connection: C,
+        shut_down: impl Fn(Pin<&mut C>),
+    ) -> hyper::Result<()> {
+        let mut connection = pin!(connection);
         let mut drain = pin!(async {
             self.drained().await;
             // The library would close such a connection at once, and a request may be under way on it.
@@ -186,33 +242,43 @@ impl Worker {
             }
         });
         let (mut is_waiting, mut is_closing) = (false, false);
-        let ended = poll_fn(|cx| {
+        poll_fn(|cx| {
             // Until the drain begins, once is enough for it to wake this task; polling takes a lock.
             let is_due = !is_waiting || self.is_draining.get();
             is_waiting = true;
             if is_due && !is_closing && drain.as_mut().poll(cx).is_ready() {
                 is_closing = true;
-                connection.as_mut().graceful_shutdown();
+                shut_down(connection.as_mut());
             }
-            connection.as_mut().poll(cx)
-        });
-        if let Err(error) = ended.await {
-            debug!(%error, "a caller's connection ended");
-        }
+            let polled = connection.as_mut().poll(cx);
+            if polled.is_pending() && !is_closing && caller.activity.is_overdue() {
+                is_closing = true;
+                shut_down(connection.as_mut());
+                return connection.as_mut().poll(cx);
+            }
+            polled
+        })
+        .await
     }
 
+    /// Answers a request; where both sides agree to switch protocols, the tunnel goes through the exit.
     async fn answer(
-        self: Rc<Self>,
-        caller: Rc<Caller>,
+        &self,
+        caller: &Caller,
         request: Request<Incoming>,
         turn: Turn,
+        exit: &Exit,
     ) -> Result<Response<Reply>, Infallible> {
         let id = self.nonces.borrow_mut().next_id();
         let entry = Entry::begin(self.state.access, &request);
         let version = request.version();
         let mut route = None;
-        let outcome = self.forward(&caller, request, &mut route).await;
+        let outcome = self.forward(caller, request, &mut route).await;
+        if !matches!(outcome, Ok(Outcome::Switched(..))) {
+            caller.activity.set_switching(false);
+        }
         let name = route.map(|route: &Arc<Route>| route.name.as_str());
+        let concealed = route.and_then(|route| route.concealed.as_ref());
         let mut response = match outcome {
             Ok(Outcome::Own(text)) => {
                 entry.end(name, StatusCode::OK, By::Proxy(None), &id);
@@ -222,14 +288,21 @@ impl Worker {
                 let Answer { response, lease, upload, body_patience, is_welcome_page } = answer;
                 let (mut head, body) = response.into_parts();
                 head.version = Version::HTTP_11;
-                let concealed = route.and_then(|route| route.concealed.clone());
-                respond::clean(&mut head.headers, concealed.as_deref(), is_welcome_page);
+                respond::clean(&mut head.headers, concealed.map(Arc::as_ref), is_welcome_page);
                 entry.end(name, head.status, By::Upstream, &id);
                 let wire = Wire::new(body, body_patience);
                 if version == Version::HTTP_10 && wire.size_hint().exact().is_none() {
                     caller.activity.set_unframed(true);
                 }
-                Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed, turn))
+                Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed.cloned(), turn))
+            }
+            Ok(Outcome::Switched(answer, wish)) => {
+                let Answer { mut response, lease, is_welcome_page, .. } = answer;
+                respond::clean(response.headers_mut(), concealed.map(Arc::as_ref), is_welcome_page);
+                wish.announce(response.headers_mut());
+                entry.end(name, response.status(), By::Upstream, &id);
+                *exit.borrow_mut() = Some(Tunnel::new(wish, &mut response, lease, Arc::clone(&caller.activity)));
+                response.map(|_| Reply::own(Bytes::new(), turn))
             }
             Err(error) => {
                 entry.end(name, error.code.status(), By::Proxy(Some(&error)), &id);
@@ -239,7 +312,11 @@ impl Worker {
         respond::name(&mut response, &id);
         if caller.is_surplus {
             // A connection stays what it was when it came, so a caller that is to be served needs another.
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            if version == Version::HTTP_2 {
+                caller.activity.retire();
+            } else {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
         }
         Ok(response)
     }
@@ -248,12 +325,13 @@ impl Worker {
     async fn forward<'s>(
         &'s self,
         caller: &Caller,
-        request: Request<Incoming>,
+        mut request: Request<Incoming>,
         found: &mut Option<&'s Arc<Route>>,
     ) -> Result<Outcome, Error> {
         if caller.is_surplus {
             return Err(Error::new(Code::Overloaded, "too many connections: try again, or raise `limits.connections`"));
         }
+        let wish = Wish::of(&mut request);
         let (mut parts, body) = request.into_parts();
         let way = self.state.doors.find(caller.entrance, &parts.method, parts.version, &parts.uri, &parts.headers)?;
         let Some(route) = self.state.routes.get(way.route) else {
@@ -262,6 +340,9 @@ impl Worker {
         *found = Some(route);
         caller.activity.set_write_patience(route.timeouts.body);
         let headers = &mut parts.headers;
+        if parts.version == Version::HTTP_2 {
+            clean::join_cookies(headers);
+        }
         let is_welcome_page = guard::browser(headers, way.door, way.authority.as_ref(), &self.state.origins)?;
         if let Some(callers) = &route.callers {
             callers.admit(caller.peer, headers)?;
@@ -272,20 +353,18 @@ impl Worker {
             return Ok(Outcome::Own(text));
         }
         let wire = Wire::new(body, route.timeouts.body);
-        let (body, upload) =
-            hold::hold(wire, head.hold_reason(route, permit), &self.state.limits, &self.state.held, &route.cleaner)
-                .await?;
+        // What follows the body may belong to the tunnel, so the body has to have ended.
+        let reason = if wish.is_some() { hold::Reason::Needed } else { head.hold_reason(route, permit) };
+        let (body, upload) = hold::hold(wire, reason, &self.state.limits, &self.state.held, &route.cleaner).await?;
         if permit == Permit::NeedsForm {
             head.permit(route, Some(body.held()))?;
         }
         head.announce(&body);
-        let (mut response, lease) = self.send(way.route, route, &head, body, upload.as_ref()).await?;
-        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            let message = "the upstream switched protocols although nobody asked it to";
-            return Err(Error::new(Code::UpstreamProtocol, message));
+        if let Some(wish) = &wish {
+            wish.announce(&mut head.headers);
+            caller.activity.set_switching(true);
         }
-        clean::framing(response.headers())
-            .map_err(|message| Error::new(Code::UpstreamProtocol, format!("the upstream's reply: {message}")))?;
+        let (mut response, lease) = self.send(way.route, route, &head, body, upload.as_ref()).await?;
         let view = View {
             doors: &self.state.doors,
             own: &self.state.own,
@@ -299,7 +378,20 @@ impl Worker {
         };
         respond::turn_back(response.headers_mut(), &view);
         let body_patience = route.timeouts.body;
-        Ok(Outcome::Upstream(Answer { response, lease, upload, body_patience, is_welcome_page }))
+        let answer = Answer { response, lease, upload, body_patience, is_welcome_page };
+        let headers = answer.response.headers();
+        if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return match wish.filter(|wish| wish.is_granted(headers)) {
+                Some(wish) => Ok(Outcome::Switched(answer, wish)),
+                None => Err(Error::new(
+                    Code::UpstreamProtocol,
+                    "the upstream switched to a protocol that nobody asked it for",
+                )),
+            };
+        }
+        clean::framing(headers)
+            .map_err(|message| Error::new(Code::UpstreamProtocol, format!("the upstream's reply: {message}")))?;
+        Ok(Outcome::Upstream(answer))
     }
 
     /// Signs and sends, anew for every attempt: once more on a fresh connection where a used one had died, and at the
@@ -413,6 +505,17 @@ impl Entry {
         }
     }
 }
+
+/// How many requests share a connection at one time.
+const STREAMS: u32 = 128;
+
+/// How many octets of a request's body a caller may send before we have passed them on, for one request and for all of a
+/// connection.
+const STREAM_WINDOW: u32 = 128 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// How many octets of a reply wait for the caller to read, at most.
+const SEND_BUFFER: usize = 64 << 10;
 
 /// How often idle connections are looked through for those whose time is over.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);

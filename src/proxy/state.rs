@@ -13,6 +13,7 @@ use crate::credential::Credential;
 use crate::provider::{self, Provider, Signer};
 use crate::settings::Remark;
 use crate::upstream::connect::Target;
+use crate::upstream::outbound::Passage;
 use crate::upstream::{Host, Timeouts, tls};
 
 use super::clean::{Cleaner, Names};
@@ -186,9 +187,16 @@ fn concealed(settings: &RouteSettings) -> Option<Names> {
 
 fn endpoints(settings: &RouteSettings, roots: &tls::Roots) -> Result<Vec<Endpoint>, Vec<Remark>> {
     let is_secure = settings.upstream.iter().any(|endpoint| endpoint.secure);
-    let config = is_secure.then(|| tls::client_config(&settings.tls, roots, settings.place)).transpose()?;
+    let config = is_secure.then(|| tls::client_config(&settings.tls, roots, settings.place)).transpose();
+    let passages: Result<Vec<_>, _> = settings.upstream.iter().map(|endpoint| passage(endpoint, settings)).collect();
+    let (config, passages) = match (config, passages) {
+        (Ok(config), Ok(passages)) => (config, passages),
+        (config, passages) => {
+            return Err(config.err().into_iter().flatten().chain(passages.err()).collect());
+        }
+    };
     let unusable = |message: &str| vec![Remark { place: settings.place, message: message.to_owned() }];
-    let build = |endpoint: &crate::upstream::Endpoint| {
+    let build = |(endpoint, passage): (&crate::upstream::Endpoint, Passage)| {
         let name = match settings.tls.server_name.as_ref().unwrap_or(&endpoint.host) {
             Host::Name(name) => {
                 ServerName::try_from(name.clone()).map_err(|_| unusable("the host is no TLS server name"))?
@@ -198,7 +206,23 @@ fn endpoints(settings: &RouteSettings, roots: &tls::Roots) -> Result<Vec<Endpoin
         let (host, port) = settings.connect.clone().unwrap_or_else(|| (endpoint.host.clone(), endpoint.port));
         let authority = HeaderValue::try_from(endpoint.authority()).map_err(|_| unusable("the host is not valid"))?;
         let tls = config.as_ref().filter(|_| endpoint.secure).map(|config| (Arc::clone(config), name));
-        Ok(Endpoint { target: Target { endpoint: endpoint.clone(), host, port, tls }, authority })
+        Ok(Endpoint { target: Target { endpoint: endpoint.clone(), host, port, passage, tls }, authority })
     };
-    settings.upstream.iter().map(build).collect()
+    settings.upstream.iter().zip(passages).map(build).collect()
+}
+
+/// How requests get to an endpoint. A proxy that is handed a request itself goes by its target, so that where something
+/// else is dialled only a tunnel leads there, as with curl's --connect-to.
+fn passage(endpoint: &crate::upstream::Endpoint, settings: &RouteSettings) -> Result<Passage, Remark> {
+    let dialled = settings.connect.clone().map(|(host, port)| crate::upstream::Endpoint { host, port, ..*endpoint });
+    let Some(proxy) = settings.proxy.for_endpoint(dialled.as_ref().unwrap_or(endpoint))? else {
+        return Ok(Passage::Direct);
+    };
+    if endpoint.secure || dialled.is_some() {
+        return Ok(Passage::Tunnel(proxy));
+    }
+    let authority = endpoint.authority().try_into();
+    let authority = authority
+        .map_err(|_| Remark { place: settings.place, message: "the host is not valid in a URL".to_owned() })?;
+    Ok(Passage::Forward(proxy, authority))
 }

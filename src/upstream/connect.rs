@@ -1,5 +1,7 @@
-//! Reaching an upstream: resolving, connecting, the TLS handshake.
+//! Reaching an upstream: resolving, connecting, a tunnel if a proxy is between, the TLS handshake.
 
+use std::fmt;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -16,6 +18,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::outbound::{Passage, ProxyServer};
+use super::tunnel;
 use super::{Endpoint, Host, Timeouts};
 
 /// Everything that is needed to reach an endpoint.
@@ -27,8 +31,17 @@ pub struct Target {
     pub host: Host,
     /// The port to dial.
     pub port: u16,
+    /// Who dials it: we, or a proxy.
+    pub passage: Passage,
     /// For `https://`: the configuration, and the name to send and to verify.
     pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.endpoint.fmt(f)?;
+        self.passage.proxy().map_or(Ok(()), |proxy| write!(f, " through the outbound proxy {proxy}"))
+    }
 }
 
 /// Why an endpoint could not be reached.
@@ -44,6 +57,10 @@ pub enum Trouble {
     Tls(io::Error),
     /// It took longer than the timeout.
     TimedOut(&'static str),
+    /// The outbound proxy opens no tunnel: why, and what to do, in words.
+    NoTunnel(String),
+    /// One of these, between us and the outbound proxy.
+    Proxy(Arc<ProxyServer>, Box<Self>),
 }
 
 /// A connection to an upstream.
@@ -55,38 +72,92 @@ pub enum Stream {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+impl Stream {
+    fn socket(&self) -> SockRef<'_> {
+        SockRef::from(match self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        })
+    }
+
+    /// Lets the peer leave unread what was sent for as long as it likes.
+    pub fn endure(&self) {
+        let _ = self.socket().set_tcp_user_timeout(None);
+    }
+
+    /// Makes the end of this connection a reset, so that it does not pass for an orderly one.
+    pub fn cut(&self) {
+        let _ = self.socket().set_linger(Some(Duration::ZERO));
+    }
+}
+
 /// Connects within the timeout for that; `own` are our own listeners.
 ///
 /// # Errors
 /// What stood in the way.
 pub async fn connect(target: &Target, timeouts: &Timeouts, own: &[SocketAddr]) -> Result<Stream, Trouble> {
-    let silence = timeouts.body;
-    let Some(patience) = timeouts.connect else { return reach(target, None, silence, own).await };
-    let deadline = Instant::now() + patience;
-    match timeout_at(deadline, reach(target, Some(deadline), silence, own)).await {
-        Ok(reached) => reached,
-        Err(_) => Err(Trouble::TimedOut("resolving, connecting or the TLS handshake")),
-    }
+    let deadline = timeouts.connect.map(|patience| Instant::now() + patience);
+    let reach = async {
+        let dialling = Dialling { deadline, silence: timeouts.body, own };
+        let tcp = match target.passage.proxy() {
+            None => dialling.reach(&target.host, target.port).await?,
+            Some(proxy) => dialling.through(proxy, target).await?,
+        };
+        let Some((config, name)) = &target.tls else { return Ok(Stream::Plain(tcp)) };
+        let connector = TlsConnector::from(Arc::clone(config));
+        let tls = connector.connect(name.clone(), tcp).await.map_err(Trouble::Tls)?;
+        Ok(Stream::Tls(Box::new(tls)))
+    };
+    within(deadline, "resolving, connecting or the TLS handshake", reach).await
 }
 
-async fn reach(
-    target: &Target,
+/// Does something until the deadline; `step` says what, for people.
+async fn within<T>(
     deadline: Option<Instant>,
+    step: &'static str,
+    work: impl Future<Output = Result<T, Trouble>>,
+) -> Result<T, Trouble> {
+    let Some(deadline) = deadline else { return work.await };
+    timeout_at(deadline, work).await.unwrap_or(Err(Trouble::TimedOut(step)))
+}
+
+/// What it takes to open a connection.
+struct Dialling<'a> {
+    deadline: Option<Instant>,
+    /// How long a body may be silent.
     silence: Option<Duration>,
-    own: &[SocketAddr],
-) -> Result<Stream, Trouble> {
-    let tcp = match &target.host {
-        Host::Address(address) => dial(&[SocketAddr::new(*address, target.port)], deadline, own).await?,
-        Host::Name(name) => {
-            let found = tokio::net::lookup_host((name.as_str(), target.port)).await.map_err(Trouble::Unresolved)?;
-            dial(&alternate(&found.collect::<Vec<_>>()), deadline, own).await?
+    /// Our own listeners.
+    own: &'a [SocketAddr],
+}
+
+impl Dialling<'_> {
+    async fn reach(&self, host: &Host, port: u16) -> Result<TcpStream, Trouble> {
+        let tcp = match host {
+            Host::Address(address) => dial(&[SocketAddr::new(*address, port)], self.deadline, self.own).await?,
+            Host::Name(name) => {
+                let found = tokio::net::lookup_host((name.as_str(), port)).await.map_err(Trouble::Unresolved)?;
+                dial(&alternate(&found.collect::<Vec<_>>()), self.deadline, self.own).await?
+            }
+        };
+        prepare(&tcp, self.silence);
+        Ok(tcp)
+    }
+
+    /// Reaches a proxy, and through it the target, unless the requests themselves do.
+    async fn through(&self, proxy: &Arc<ProxyServer>, target: &Target) -> Result<TcpStream, Trouble> {
+        let at_proxy = |trouble| Trouble::Proxy(Arc::clone(proxy), Box::new(trouble));
+        let reach = self.reach(&proxy.endpoint.host, proxy.endpoint.port);
+        let mut tcp = within(self.deadline, "resolving or connecting", reach).await.map_err(at_proxy)?;
+        if matches!(target.passage, Passage::Tunnel(_)) {
+            let authority = format!("{}:{}", target.host, target.port);
+            let open = async {
+                let opened = tunnel::open(&mut tcp, &authority, proxy.authorization.as_ref()).await;
+                opened.map_err(|refusal| Trouble::NoTunnel(refusal.describe(proxy, &authority)))
+            };
+            within(self.deadline, "its answer to CONNECT", open).await.map_err(at_proxy)?;
         }
-    };
-    prepare(&tcp, silence);
-    let Some((config, name)) = &target.tls else { return Ok(Stream::Plain(tcp)) };
-    let connector = TlsConnector::from(Arc::clone(config));
-    let tls = connector.connect(name.clone(), tcp).await.map_err(Trouble::Tls)?;
-    Ok(Stream::Tls(Box::new(tls)))
+        Ok(tcp)
+    }
 }
 
 /// Tries the addresses one after the other, each with its share of the time that is left, so that one dead address
@@ -151,9 +222,13 @@ fn prepare(stream: &TcpStream, silence: Option<Duration>) {
     let _ = socket.set_tcp_nodelay(true);
     // The kernel counts an upstream that is alive but does not read as well, and that may be silent as its body may.
     let _ = socket.set_tcp_user_timeout(silence.map(|silence| silence.max(UNACKNOWLEDGED)));
-    let _ = socket.set_tcp_keepalive(
-        &TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10)),
-    );
+    keep_alive(&socket);
+}
+
+/// Has the kernel ask a silent peer whether it is still there.
+pub fn keep_alive(socket: &SockRef<'_>) {
+    let times = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
+    let _ = socket.set_tcp_keepalive(&times);
 }
 
 /// How long what was sent may at least stay unacknowledged.

@@ -1,9 +1,11 @@
-//! The servers that are called: endpoints, TLS identities and their verification, pools, timeouts.
+//! The servers that are called: endpoints, proxies on the way there, TLS identities and their verification, pools, timeouts.
 
 pub mod connect;
 mod endpoint;
+pub mod outbound;
 pub mod pool;
 pub mod tls;
+pub mod tunnel;
 
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ pub use endpoint::{Endpoint, Host, split_authority};
 /// How long to wait for an upstream; `None` is "off".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Resolving, connecting and the TLS handshake together.
+    /// Resolving, connecting, a tunnel through a proxy and the TLS handshake together.
     pub connect: Option<Duration>,
     /// From the request's last octet to the reply's head.
     pub response: Option<Duration>,

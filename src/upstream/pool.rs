@@ -172,6 +172,11 @@ impl<S> Counted<S> {
         Self { stream, traffic }
     }
 
+    /// The stream, not counted any more.
+    pub fn into_inner(self) -> S {
+        self.stream
+    }
+
     fn add(counter: &AtomicU64, octets: usize) {
         // One thread alone counts here, so no read-modify-write is needed.
         counter.store(counter.load(Ordering::Relaxed) + octets as u64, Ordering::Relaxed);

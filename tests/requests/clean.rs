@@ -153,11 +153,13 @@ fn connection_takes_away_what_it_names_but_nothing_that_is_set() {
             );
             ask_with_body(daemon.connect(), &head, body).passed_on();
             let seen = scene.accepted();
-            let mut expected = [&["host", "x-end", "x-set"], injected].concat();
+            let mut expected = [&["connection", "host", "te", "x-end", "x-set"], injected].concat();
             expected.extend(framed);
             expected.sort_unstable();
             assert_eq!(names(&seen), expected, "{route} {framing}");
             assert_eq!(seen.headers["x-set"], "ours");
+            assert_eq!(seen.headers["te"], "trailers");
+            assert_eq!(seen.headers["connection"], "TE");
             assert_eq!(seen.body_len, if body.is_empty() { 0 } else { 5 }, "{route} {framing}");
         }
     }

@@ -285,12 +285,15 @@ fn heads_that_cannot_be_read_get_an_empty_answer_and_a_close() {
 }
 
 #[test]
-fn an_http_2_preface_is_hung_up_on() {
+fn what_only_begins_like_http_2_is_no_request() {
     let scene = Scene::new();
     let daemon = scene.start(&scene.all(""));
-    let reply = promptly(&daemon, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
-    // The library says nothing in HTTP/1.1 to somebody who speaks HTTP/2.
-    assert!(reply.is_empty() || reply.starts_with("HTTP/1.1 400 "), "{reply:?}");
+    for start in
+        ["PRI * HTTP/1.1\r\nHost: cert.localhost\r\nConnection: close\r\n\r\n", "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"]
+    {
+        let reply = promptly(&daemon, start);
+        assert!(!reply.starts_with("HTTP/1.1 2"), "{start:?}: {reply:?}");
+    }
     assert_eq!(scene.count(), 0);
 }
 

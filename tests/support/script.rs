@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -177,6 +177,33 @@ impl Conn {
                 return;
             }
         }
+    }
+
+    /// Goes on over TLS, as what a proxy has opened a tunnel to does.
+    pub fn start_tls(&mut self, config: &Arc<ServerConfig>) {
+        assert!(self.http.buffer.is_empty(), "TLS begins with our word");
+        let session = ServerConnection::new(Arc::clone(config)).unwrap();
+        let tcp = self.tcp.try_clone().unwrap();
+        self.http.stream.stream = Stream::Tls(Box::new(StreamOwned::new(session, tcp)));
+    }
+
+    /// So many octets as they come; `None` if the connection ends before.
+    pub fn octets(&mut self, count: usize) -> Option<Vec<u8>> {
+        self.http.octets(count)
+    }
+
+    /// Everything until the end of what the other side sends.
+    pub fn rest(&mut self) -> Vec<u8> {
+        self.http.rest()
+    }
+
+    /// Ends this direction and leaves the other open: over TLS with a closing alert.
+    pub fn end_writing(&mut self) {
+        if let Stream::Tls(tls) = &mut self.http.stream.stream {
+            tls.conn.send_close_notify();
+            let _ = tls.flush();
+        }
+        let _ = self.tcp.shutdown(Shutdown::Write);
     }
 
     /// Reads until the other side ends the connection.
@@ -471,6 +498,18 @@ impl<S: Read> Http<S> {
         let mut body = Vec::new();
         let is_whole = self.drain(framing(&head), |piece| body.extend_from_slice(piece));
         Some(Reply { status: status(&head), head, body, is_whole })
+    }
+
+    /// So many octets as they come; `None` if the connection ends before.
+    pub fn octets(&mut self, count: usize) -> Option<Vec<u8>> {
+        let mut octets = Vec::new();
+        self.exactly(count, &mut |piece| octets.extend_from_slice(piece)).then_some(octets)
+    }
+
+    /// Everything until the end of the connection; whether that was a reset is in `was_reset`.
+    pub fn rest(&mut self) -> Vec<u8> {
+        while self.fill() {}
+        std::mem::take(&mut self.buffer)
     }
 
     /// True if the other side has ended the connection and nothing else came.

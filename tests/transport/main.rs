@@ -13,11 +13,14 @@ mod daemon;
 mod script;
 
 mod bodies;
+mod h2c;
 mod leaving;
+mod outbound;
 mod process;
 mod reuse;
 mod timeouts;
 mod tls;
+mod upgrades;
 
 use std::net::TcpStream;
 

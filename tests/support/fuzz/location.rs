@@ -9,6 +9,7 @@ use countersign::proxy::location::{Fate, View, turn_back};
 use countersign::proxy::route::{Door, Doors, Entrance};
 use countersign::proxy::state::Endpoint;
 use countersign::upstream::connect::Target;
+use countersign::upstream::outbound::Passage;
 use countersign::upstream::{self, split_authority};
 use http::header::HOST;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
@@ -48,7 +49,8 @@ static ENDPOINTS: LazyLock<Vec<Endpoint>> = LazyLock::new(|| {
         let endpoint = upstream::Endpoint::parse(text).expect("an endpoint");
         let authority = HeaderValue::try_from(endpoint.authority()).expect("an authority");
         let (host, port) = (endpoint.host.clone(), endpoint.port);
-        Endpoint { target: Target { endpoint, host, port, tls: None }, authority }
+        let passage = Passage::Direct;
+        Endpoint { target: Target { endpoint, host, port, passage, tls: None }, authority }
     };
     ["https://up.test", "https://127.0.0.1:9000"].iter().map(endpoint).collect()
 });
