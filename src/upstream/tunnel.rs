@@ -54,7 +54,8 @@ impl Refusal {
         let reason = reason.as_deref().unwrap_or_default();
         let help = match status {
             403 | 405 => "it does not allow that: ask whoever runs it",
-            502..=504 => "it cannot reach the upstream itself",
+            // squid says 500 where it does not find the name.
+            500..=599 => "it cannot reach the upstream itself",
             _ => "is it an HTTP proxy?",
         };
         format!(

@@ -1,5 +1,5 @@
 """What judges and callers share: the daemon, and an upstream that keeps the octets it got."""
-import os, re, shutil, socket, subprocess, tempfile, threading
+import os, re, shutil, socket, subprocess, sys, tempfile, threading
 
 PATIENCE = 20
 
@@ -81,21 +81,22 @@ class Upstream:
 
 
 class Daemon:
-    """countersign with this configuration, of which `address` is the shared listener and `own[route]` a route's."""
+    """countersign with this configuration, of which `address` is the shared listener and `own[route]` a route's. `server` is
+    what else is to stand in that table."""
 
-    def __init__(self, binary, configuration):
+    def __init__(self, binary, configuration, server="", access=False, environment={}):
         self.folder = tempfile.mkdtemp(prefix="countersign-interop-")
         self.path = path = os.path.join(self.folder, "countersign.toml")
         with open(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-            file.write('[server]\nlisten = ["127.0.0.1:0"]\n[log]\naccess = false\n' + configuration)
-        environment = {**os.environ, "NO_COLOR": "1"}
+            file.write(f'[server]\nlisten = ["127.0.0.1:0"]\n{server}\n[log]\naccess = {str(access).lower()}\n{configuration}')
+        environment = {**os.environ, "NO_COLOR": "1", **environment}
         environment.pop("JOURNAL_STREAM", None)
         self.process = subprocess.Popen([binary, "run", "-c", path], stderr=subprocess.PIPE, text=True, env=environment)
-        self.address, self.own, log = None, {}, ""
+        self.address, self.own, self.log = None, {}, []
         watchdog = threading.Timer(PATIENCE, self.process.kill)
         watchdog.start()
         for line in self.process.stderr:
-            log += line
+            self.log.append(line)
             if found := re.search(r" listening address=127\.0\.0\.1:(\d+)(?: route=\"([^\"]+)\")?", line):
                 if found[2]:
                     self.own[found[2]] = int(found[1])
@@ -104,14 +105,19 @@ class Daemon:
             if "serving" in line:
                 break
         else:
-            raise SystemExit(f"the daemon did not start:\n{log}")
+            raise SystemExit(f"the daemon did not start:\n{''.join(self.log)}")
         watchdog.cancel()
-        threading.Thread(target=self.process.stderr.read, daemon=True).start()
+        threading.Thread(target=self.log.extend, args=(self.process.stderr,), daemon=True).start()
 
     def __enter__(self):
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, kind, *_):
+        if kind:
+            print(f"-- the end of the daemon's log:\n{''.join(self.log[-40:])}", file=sys.stderr)
         self.process.terminate()
-        self.process.wait(PATIENCE)
-        shutil.rmtree(self.folder)
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            shutil.rmtree(self.folder)

@@ -217,7 +217,7 @@ fn a_signature_is_good_behind_a_proxy() {
 fn what_a_proxy_answers_instead_of_a_tunnel_is_told_as_its_own_word() {
     const BODY: &str = "Content-Length: 12\r\n\r\nthe body of it";
     let large = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(20_000));
-    let cases: [(&str, String, &str); 13] = [
+    let cases: [(&str, String, &str); 14] = [
         (
             "wants",
             format!("HTTP/1.1 407 No\r\nProxy-Authenticate: Basic realm=\"corp\"\r\n{BODY}"),
@@ -230,6 +230,11 @@ fn what_a_proxy_answers_instead_of_a_tunnel_is_told_as_its_own_word() {
         ),
         ("other", format!("HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate\r\n{BODY}"), "which is Basic (407)"),
         ("forbidden", format!("HTTP/1.1 403 Forbidden\r\n{BODY}"), "answered 403 Forbidden when asked for a tunnel to"),
+        (
+            "unresolved",
+            format!("HTTP/1.1 500 Internal Server Error\r\n{BODY}"),
+            "500 Internal Server Error when asked for a tunnel to unresolved.test:443: it cannot reach",
+        ),
         ("bad-gateway", format!("HTTP/1.1 502 Bad Gateway\r\n{BODY}"), "502 Bad Gateway when"),
         (
             "unavailable",
