@@ -25,9 +25,10 @@
 //!    set ([`provider`], with the pieces of canonical requests in [`canonical`]).
 //! 7. **send** ([`proxy::send`]): over a pooled connection or a fresh one ([`upstream::pool`], [`upstream::connect`],
 //!    [`upstream::tls`]), through a proxy if one is set ([`upstream::outbound`], [`upstream::tunnel`]).
-//! 8. **return** ([`proxy::respond`]): the reply's head is cleaned, its body streams. Where both sides agreed to speak
-//!    something else, the two connections are joined ([`proxy::upgrade`]). Every trouble on the way becomes one of the
-//!    answers of [`proxy::error`].
+//! 8. **return** ([`proxy::respond`]): the reply's head is cleaned, the places that it names are put in the caller's terms
+//!    ([`proxy::location`], [`proxy::cookie`]), its body streams. Where both sides agreed to speak something else, the two
+//!    connections are joined ([`proxy::upgrade`]). Every trouble on the way becomes one of the answers of
+//!    [`proxy::error`].
 //!
 //! # Invariants
 //!
@@ -40,6 +41,8 @@
 //!   refused, not forwarded.
 //! - **No octet of a request chooses where we connect.** That is [`proxy::state::Endpoint`], made from the configuration
 //!   alone, and one of our own listeners is never dialled.
+//! - **No reply leads to another route.** A `Location` for another door of ours, as whichever reader takes it, goes no
+//!   further, nor does a cookie that would reach the other routes.
 //! - **Nothing is held that can stream**, and what is held is counted: `limits.held_bodies` bounds the sum.
 //! - **A reply that broke off is never passed off as whole.** What came before the break reaches the caller, then its
 //!   connection is cut.

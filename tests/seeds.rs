@@ -5,6 +5,9 @@ mod fuzz;
 
 use std::path::Path;
 
+use proptest::prelude::*;
+use proptest::sample::select;
+
 #[test]
 fn every_seed_is_digested() {
     for (target, run) in fuzz::TARGETS {
@@ -28,3 +31,93 @@ fn every_target_is_a_file_of_the_fuzzer() {
     let targets: Vec<_> = fuzz::TARGETS.iter().map(|(target, _)| format!("{target}.rs")).collect();
     assert_eq!(files, targets);
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(800))]
+
+    #[test]
+    fn no_location_leads_to_another_route(
+        start in select(STARTS),
+        authority in select(AUTHORITIES),
+        port in select(PORTS),
+        path in proptest::collection::vec(select(STEPS), 0..6),
+    ) {
+        let path = path.concat();
+        for value in [format!("{start}{authority}{port}/{path}"), format!("{start}{path}")] {
+            fuzz::run("location", value.as_bytes());
+        }
+    }
+}
+
+/// What comes before an authority, or may be taken for it.
+const STARTS: &[&str] = &[
+    "",
+    "/",
+    "//",
+    "///",
+    "http:",
+    "http:/",
+    "http://",
+    "HTTP://",
+    "https:",
+    "https:/",
+    "https://",
+    "/\\",
+    "\\/",
+    "\\\\",
+    "http:\\\\",
+    "/\t/",
+    "ht\ttp://",
+    "ftp://",
+    " //",
+];
+
+/// Hosts of ours and of others, and what may be taken for them.
+const AUTHORITIES: &[&str] = &[
+    "cluster.localhost",
+    "cert.localhost",
+    "CLUSTER.corp.test.",
+    "localhost",
+    "corp.test",
+    "127.0.0.1",
+    "[::1]",
+    "127.1",
+    "0x7f.1",
+    "2130706433",
+    "api.test",
+    "other.test",
+    "up.test",
+    "docker",
+    "example.com",
+    "me@cluster.localhost",
+    "localhost:8080\\@up.test",
+    "cluster%2elocalhost",
+    "\u{ff43}luster.localhost",
+    "cluster\u{3002}localhost",
+];
+
+/// Ports of ours and of others.
+const PORTS: &[&str] = &["", ":", ":80", ":443", ":3000", ":8080", ":8081", ":8082", ":9000", ":49152", ":08080"];
+
+/// What paths are made of.
+const STEPS: &[&str] = &[
+    "/",
+    "//",
+    "..",
+    "../",
+    "../",
+    ".",
+    "%2e%2E/",
+    "\\",
+    "\\..",
+    "\t",
+    "cert",
+    "cert/",
+    "cluster",
+    "/cluster/x",
+    "%63luster/",
+    "x/",
+    "?",
+    "#",
+    ":",
+];

@@ -62,8 +62,20 @@ pub(super) fn keep(value: &Value<'_>, taken: &[String]) -> Option<Vec<String>> {
     })
 }
 
+/// Reads the names of credential headers that pass from the upstream. `concealed` are those that the route's provider removes,
+/// if it is known.
+pub(super) fn expose(value: &Value<'_>, concealed: Option<&[&str]>) -> Option<Vec<String>> {
+    value.list_of(|value| {
+        let name = name(value)?;
+        if concealed.is_some_and(|concealed| !concealed.iter().any(|concealed| is_same(concealed, &name))) {
+            value.warning("no effect: the route's provider removes no such header from replies");
+        }
+        Some(name)
+    })
+}
+
 /// Reads the name of a header, in lower case.
-pub(super) fn name(value: &Value<'_>) -> Option<String> {
+fn name(value: &Value<'_>) -> Option<String> {
     let name = value.parse(|text| HeaderName::from_bytes(text.as_bytes()).map_err(|_| "expected the name of a header"));
     name.map(|name| name.as_str().to_owned())
 }

@@ -69,7 +69,7 @@ pub(super) fn read<'a>(
     });
     let callers = callers.and_then(|value| value.table()).map(callers::read);
     let keep = table.read("keep", Vec::new(), |v| headers::keep(v, &taken));
-    let expose = table.read("expose", Vec::new(), |v| v.list_of(headers::name));
+    let expose = table.read("expose", Vec::new(), |v| headers::expose(v, known.map(Provider::conceals)));
     if let Some(value) = table.get("clock")
         && value.choice(&[("auto", true), ("local", false)]) == Some(true)
     {

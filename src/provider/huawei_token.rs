@@ -62,6 +62,11 @@ impl Provider for Token {
         vec!["X-Auth-Token".to_owned()]
     }
 
+    /// What IAM answers with: a fresh token, as good as the one that asked for it.
+    fn conceals(&self) -> &'static [&'static str] {
+        &["X-Subject-Token"]
+    }
+
     fn signer(&self, credential: &Credential) -> Result<Arc<dyn Signer>, String> {
         let Credential::Secrets(secrets) = credential else { return Err("expected a token".to_owned()) };
         let [token] = secrets.as_slice() else { return Err("expected one token".to_owned()) };

@@ -110,6 +110,11 @@ pub trait Provider: fmt::Debug + Send + Sync {
         &[]
     }
 
+    /// The headers of replies that carry a credential, which callers get only where the route's `expose` names them.
+    fn conceals(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// A signer for one generation of the credential, with everything prepared that does not depend on the request.
     ///
     /// # Errors

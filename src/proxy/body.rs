@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::upstream::pool::Lease;
 
 use super::caller::{Activity, Turn};
-use super::clean::Cleaner;
+use super::clean::{Cleaner, Names};
 use super::hold::Reservation;
 use super::respond;
 use super::streams::Reading;
@@ -272,6 +272,8 @@ struct FromUpstream {
     wire: Wire,
     lease: Option<Lease<Outgoing>>,
     upload: Option<Rc<Upload>>,
+    /// What trailers must not show.
+    concealed: Option<Arc<Names>>,
     /// The flushes that had been seen when the last octets, or the head, were handed over.
     handed_over: u64,
     /// A break that came while these may still be on their way.
@@ -301,11 +303,18 @@ impl Reply {
         }
     }
 
-    /// The upstream's body; the connection that it comes on goes back to its pool at the end.
+    /// The upstream's body, whose trailers go without what is `concealed`; the connection that it comes on goes back to its
+    /// pool at the end.
     #[must_use]
-    pub fn upstream(wire: Wire, lease: Lease<Outgoing>, upload: Option<Rc<Upload>>, turn: Turn) -> Self {
+    pub fn upstream(
+        wire: Wire,
+        lease: Lease<Outgoing>,
+        upload: Option<Rc<Upload>>,
+        concealed: Option<Arc<Names>>,
+        turn: Turn,
+    ) -> Self {
         let handed_over = turn.activity().flushes();
-        let mut upstream = FromUpstream { wire, lease: Some(lease), upload, handed_over, broken: None };
+        let mut upstream = FromUpstream { wire, lease: Some(lease), upload, concealed, handed_over, broken: None };
         if upstream.wire.is_end_stream() {
             upstream.give_back();
             return Self::own(Bytes::new(), turn);
@@ -371,7 +380,7 @@ impl FromUpstream {
                 Poll::Ready(Some(Ok(frame))) => {
                     self.handed_over = activity.flushes();
                     if let Some(trailers) = frame.trailers_mut() {
-                        respond::clean_trailers(trailers);
+                        respond::clean_trailers(trailers, self.concealed.as_deref());
                     }
                     if self.wire.is_end_stream() {
                         self.end(activity);

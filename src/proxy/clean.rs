@@ -133,13 +133,15 @@ pub fn remove_where(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
     }
 }
 
-/// Removes the headers that `Connection` names: they concern one connection alone (RFC 9110, section 7.6.1).
+/// Removes the headers that `Connection` names: they concern one connection alone (RFC 9110, section 7.6.1). A length
+/// concerns everybody: a reply to HEAD would lose what nothing else tells.
 pub fn remove_named_by_connection(headers: &mut HeaderMap) {
     let named: SmallVec<[HeaderName; 4]> = headers
         .get_all(CONNECTION)
         .iter()
         .flat_map(|value| value.as_bytes().split(|octet| *octet == b','))
         .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
+        .filter(|name| *name != CONTENT_LENGTH)
         .collect();
     for name in named {
         headers.remove(name);

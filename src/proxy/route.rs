@@ -155,12 +155,35 @@ impl Doors {
     }
 
     /// True for what cannot be a foreign name that was made to resolve to this machine.
-    fn is_ours(&self, host: &Host, port: Option<u16>) -> bool {
+    pub(super) fn is_ours(&self, host: &Host, port: Option<u16>) -> bool {
         match host {
             Host::Address(address) if address.to_canonical().is_loopback() => true,
             Host::Name(name) if name == "localhost" || self.domains.contains(name) => true,
             _ => self.exact_host(host, port).is_some() || self.prefix(host).is_some(),
         }
+    }
+
+    /// True if one of the routes' `hosts` is this authority.
+    pub(super) fn is_named(&self, authority: &Authority) -> bool {
+        self.exact(authority).is_some()
+    }
+
+    /// True if a request for this authority may find a route at an entrance that all routes share; `segment` is the first
+    /// of its path, if that is certain.
+    pub(super) fn may_lead(&self, entrance: Entrance, authority: &Authority, segment: Option<&[u8]>) -> bool {
+        let (host, port) = authority;
+        let is_route = |name: &str| self.by_name.contains_key(name);
+        let has_path_door = entrance.is_unix || self.is_ours(host, *port);
+        self.is_named(authority)
+            || self.prefix(host).is_some_and(is_route)
+            || (has_path_door && segment.is_none_or(|segment| std::str::from_utf8(segment).is_ok_and(is_route)))
+    }
+
+    /// True if hosts of several routes lie under this name, so that a cookie for it would reach them all.
+    pub(super) fn is_shared(&self, name: &str) -> bool {
+        let is_under =
+            |domain: &str| domain.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        is_under("localhost") || self.domains.iter().any(|domain| is_under(domain))
     }
 
     fn exact(&self, (host, port): &Authority) -> Option<usize> {

@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, HOST};
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
@@ -34,6 +34,7 @@ use super::guard::{self, Peer, Permit};
 use super::head::Head;
 use super::hold;
 use super::listen::Listener;
+use super::location::View;
 use super::nonce::Nonces;
 use super::respond;
 use super::route::Entrance;
@@ -277,6 +278,7 @@ impl Worker {
             caller.activity.set_switching(false);
         }
         let name = route.map(|route: &Arc<Route>| route.name.as_str());
+        let concealed = route.and_then(|route| route.concealed.as_ref());
         let mut response = match outcome {
             Ok(Outcome::Own(text)) => {
                 entry.end(name, StatusCode::OK, By::Proxy(None), &id);
@@ -286,17 +288,17 @@ impl Worker {
                 let Answer { response, lease, upload, body_patience, is_welcome_page } = answer;
                 let (mut head, body) = response.into_parts();
                 head.version = Version::HTTP_11;
-                respond::clean(&mut head.headers, is_welcome_page);
+                respond::clean(&mut head.headers, concealed.map(Arc::as_ref), is_welcome_page);
                 entry.end(name, head.status, By::Upstream, &id);
                 let wire = Wire::new(body, body_patience);
                 if version == Version::HTTP_10 && wire.size_hint().exact().is_none() {
                     caller.activity.set_unframed(true);
                 }
-                Response::from_parts(head, Reply::upstream(wire, lease, upload, turn))
+                Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed.cloned(), turn))
             }
             Ok(Outcome::Switched(answer, wish)) => {
                 let Answer { mut response, lease, is_welcome_page, .. } = answer;
-                respond::clean(response.headers_mut(), is_welcome_page);
+                respond::clean(response.headers_mut(), concealed.map(Arc::as_ref), is_welcome_page);
                 wish.announce(response.headers_mut());
                 entry.end(name, response.status(), By::Upstream, &id);
                 *exit.borrow_mut() = Some(Tunnel::new(wish, &mut response, lease, Arc::clone(&caller.activity)));
@@ -362,7 +364,19 @@ impl Worker {
             wish.announce(&mut head.headers);
             caller.activity.set_switching(true);
         }
-        let (response, lease) = self.send(way.route, route, &head, body, upload.as_ref()).await?;
+        let (mut response, lease) = self.send(way.route, route, &head, body, upload.as_ref()).await?;
+        let view = View {
+            doors: &self.state.doors,
+            own: &self.state.own,
+            entrance: caller.entrance,
+            door: way.door,
+            name: &route.name,
+            endpoints: &route.endpoints,
+            uri: &parts.uri,
+            host: head.headers.get(HOST),
+            authority: way.authority.as_ref(),
+        };
+        respond::turn_back(response.headers_mut(), &view);
         let body_patience = route.timeouts.body;
         let answer = Answer { response, lease, upload, body_patience, is_welcome_page };
         let headers = answer.response.headers();

@@ -95,6 +95,8 @@ pub struct Route {
     pub callers: Option<Callers>,
     /// What is cleaned from heads and trailers.
     pub cleaner: Arc<Cleaner>,
+    /// Headers that would show callers a credential, and are removed from replies.
+    pub concealed: Option<Arc<Names>>,
     /// How long to wait.
     pub timeouts: Timeouts,
     /// Its provider.
@@ -147,6 +149,7 @@ impl Route {
             return Err(remarks);
         };
         let cleaner = Arc::new(cleaner(&settings));
+        let concealed = concealed(&settings).map(Arc::new);
         let callers = settings.callers.map(|callers| Callers { settings: callers, token: token.flatten() });
         Ok(Self {
             cleaner,
@@ -155,6 +158,7 @@ impl Route {
             endpoints,
             allow: settings.allow,
             callers,
+            concealed,
             timeouts: settings.timeouts,
             provider: settings.provider,
             provider_name: settings.registration.name,
@@ -176,6 +180,12 @@ fn cleaner(settings: &RouteSettings) -> Cleaner {
         set: fields(&settings.headers),
         default: fields(&settings.default_headers),
     }
+}
+
+fn concealed(settings: &RouteSettings) -> Option<Names> {
+    let exposed = Names::new(settings.expose.iter().map(String::as_str));
+    let mut concealed = settings.provider.conceals().iter().copied().filter(|name| !exposed.contains(name)).peekable();
+    concealed.peek().is_some().then(|| Names::new(concealed))
 }
 
 fn endpoints(settings: &RouteSettings, roots: &tls::Roots) -> Result<(Vec<Endpoint>, Vec<tls::Validity>), Vec<Remark>> {

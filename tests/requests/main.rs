@@ -13,6 +13,7 @@ mod scripted;
 mod acm;
 mod acs_roa;
 mod admin;
+mod back;
 mod calls;
 mod clean;
 mod commands;

@@ -12,6 +12,7 @@ mod bundle;
 mod certificate;
 mod configuration;
 mod huawei_canonical;
+mod location;
 #[path = "../signing.rs"]
 mod signing;
 
@@ -29,6 +30,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("certificate", certificate::run),
     ("configuration", configuration::run),
     ("huawei_canonical", huawei_canonical::run),
+    ("location", location::run),
 ];
 
 /// Runs one of them.
