@@ -62,11 +62,10 @@ pub struct Worker {
 }
 
 /// A reply on its way back.
+#[expect(clippy::large_enum_variant, reason = "the large one is the usual one")]
 enum Outcome {
     /// The upstream's.
     Upstream(Answer),
-    /// The upstream has switched protocols, as the caller wished.
-    Switched(Answer, Wish),
     /// The provider's own, in plain text.
     Own(String),
 }
@@ -76,6 +75,8 @@ struct Answer {
     response: Response<Incoming>,
     lease: Lease<Outgoing>,
     upload: Option<Rc<Upload>>,
+    /// The wish that it grants, if it switches protocols.
+    granted: Option<Wish>,
     body_patience: Option<Duration>,
     is_welcome_page: bool,
 }
@@ -274,9 +275,6 @@ impl Worker {
         let version = request.version();
         let mut route = None;
         let outcome = self.forward(caller, request, &mut route).await;
-        if !matches!(outcome, Ok(Outcome::Switched(..))) {
-            caller.activity.set_switching(false);
-        }
         let name = route.map(|route: &Arc<Route>| route.name.as_str());
         let concealed = route.and_then(|route| route.concealed.as_ref());
         let mut response = match outcome {
@@ -285,26 +283,27 @@ impl Worker {
                 respond::own(text, turn)
             }
             Ok(Outcome::Upstream(answer)) => {
-                let Answer { response, lease, upload, body_patience, is_welcome_page } = answer;
-                let (mut head, body) = response.into_parts();
-                head.version = Version::HTTP_11;
-                respond::clean(&mut head.headers, concealed.map(Arc::as_ref), is_welcome_page);
-                entry.end(name, head.status, By::Upstream, &id);
-                let wire = Wire::new(body, body_patience);
-                if version == Version::HTTP_10 && wire.size_hint().exact().is_none() {
-                    caller.activity.set_unframed(true);
-                }
-                Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed.cloned(), turn))
-            }
-            Ok(Outcome::Switched(answer, wish)) => {
-                let Answer { mut response, lease, is_welcome_page, .. } = answer;
+                let Answer { mut response, lease, upload, granted, body_patience, is_welcome_page } = answer;
+                *response.version_mut() = Version::HTTP_11;
                 respond::clean(response.headers_mut(), concealed.map(Arc::as_ref), is_welcome_page);
-                wish.announce(response.headers_mut());
                 entry.end(name, response.status(), By::Upstream, &id);
-                *exit.borrow_mut() = Some(Tunnel::new(wish, &mut response, lease, Arc::clone(&caller.activity)));
-                response.map(|_| Reply::own(Bytes::new(), turn))
+                if let Some(wish) = granted {
+                    wish.announce(response.headers_mut());
+                    let tunnel = Tunnel::new(wish, &mut response, lease, Arc::clone(&caller.activity));
+                    *exit.borrow_mut() = Some(tunnel);
+                    response.map(|_| Reply::own(Bytes::new(), turn))
+                } else {
+                    caller.activity.set_switching(false);
+                    let (head, body) = response.into_parts();
+                    let wire = Wire::new(body, body_patience);
+                    if version == Version::HTTP_10 && wire.size_hint().exact().is_none() {
+                        caller.activity.set_unframed(true);
+                    }
+                    Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed.cloned(), turn))
+                }
             }
             Err(error) => {
+                caller.activity.set_switching(false);
                 entry.end(name, error.code.status(), By::Proxy(Some(&error)), &id);
                 respond::error(&error, name, &id, turn)
             }
@@ -377,21 +376,16 @@ impl Worker {
             authority: way.authority.as_ref(),
         };
         respond::turn_back(response.headers_mut(), &view);
+        let protocol = |message| Error::new(Code::UpstreamProtocol, format!("the upstream's reply: {message}"));
+        let granted = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let granted = wish.filter(|wish| wish.is_granted(response.headers()));
+            Some(granted.ok_or_else(|| protocol("it switched to a protocol that nobody had asked for"))?)
+        } else {
+            clean::framing(response.headers()).map_err(protocol)?;
+            None
+        };
         let body_patience = route.timeouts.body;
-        let answer = Answer { response, lease, upload, body_patience, is_welcome_page };
-        let headers = answer.response.headers();
-        if answer.response.status() == StatusCode::SWITCHING_PROTOCOLS {
-            return match wish.filter(|wish| wish.is_granted(headers)) {
-                Some(wish) => Ok(Outcome::Switched(answer, wish)),
-                None => Err(Error::new(
-                    Code::UpstreamProtocol,
-                    "the upstream switched to a protocol that nobody asked it for",
-                )),
-            };
-        }
-        clean::framing(headers)
-            .map_err(|message| Error::new(Code::UpstreamProtocol, format!("the upstream's reply: {message}")))?;
-        Ok(Outcome::Upstream(answer))
+        Ok(Outcome::Upstream(Answer { response, lease, upload, granted, body_patience, is_welcome_page }))
     }
 
     /// Signs and sends, anew for every attempt: once more on a fresh connection where a used one had died, and at the
