@@ -23,8 +23,9 @@
 //!    streams ([`proxy::body`]).
 //! 6. **authorize** ([`proxy::authorize`]): for the endpoint that was chosen, the provider's signer says which headers to
 //!    set ([`provider`], with the pieces of canonical requests in [`canonical`]).
-//! 7. **send** ([`proxy::send`]): over a pooled connection or a fresh one ([`upstream::pool`], [`upstream::connect`],
-//!    [`upstream::tls`]), through a proxy if one is set ([`upstream::outbound`], [`upstream::tunnel`]).
+//! 7. **send** ([`proxy::send`]): over a pooled connection or a fresh one ([`upstream::pool`], [`upstream::open`],
+//!    [`upstream::connect`], [`upstream::tls`]), of its own or shared ([`upstream::http2`]), through a proxy if one is set
+//!    ([`upstream::outbound`], [`upstream::tunnel`]).
 //! 8. **return** ([`proxy::respond`]): the reply's head is cleaned, the places that it names are put in the caller's terms
 //!    ([`proxy::location`], [`proxy::cookie`]), its body streams. Where both sides agreed to speak something else, the two
 //!    connections are joined ([`proxy::upgrade`]). Every trouble on the way becomes one of the answers of
@@ -46,10 +47,10 @@
 //! - **Nothing is held that can stream**, and what is held is counted: `limits.held_bodies` bounds the sum.
 //! - **A reply that broke off is never passed off as whole.** What came before the break reaches the caller, then its
 //!   connection is cut.
-//! - **Never a POST twice.** Only what was provably not written goes again; GET, HEAD and OPTIONS also where a pooled
-//!   connection died before any octet of a reply.
+//! - **Never a POST twice.** Only what was provably not written, or not looked at, goes again; GET, HEAD and OPTIONS also
+//!   where a pooled connection died before any octet of a reply.
 //! - **No lock on the way.** What threads share is immutable or an atomic; the rest is a thread's own. The one mutex guards
-//!   the wakers of broken replies' flushes, and belongs to its connection alone.
+//!   the wakers of broken replies' flushes, and belongs to its connection alone, as does the one in the library of HTTP/2.
 //! - **Every wait has an end.** Heads, bodies, connects, handshakes, replies and the drain have timeouts; connections,
 //!   streams, heads and held bodies have bounds. A tunnel alone may be silent for as long as its two sides like.
 //! - **Secrets are shown to nobody.** [`credential::SecretString`] masks itself; a rejected value of the configuration is

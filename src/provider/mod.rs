@@ -152,6 +152,11 @@ pub trait Provider: fmt::Debug + Send + Sync {
         false
     }
 
+    /// True if its servers are known to speak nothing newer than HTTP/1.1.
+    fn is_http1_only(&self) -> bool {
+        false
+    }
+
     /// The defaults for how long to wait for a reply's head, and how long a body may be silent (`None`: for ever).
     fn patience(&self) -> Patience {
         Patience { response: Some(Duration::from_secs(60)), body: Some(Duration::from_secs(60)) }

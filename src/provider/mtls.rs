@@ -35,6 +35,11 @@ impl Provider for Mtls {
         true
     }
 
+    /// Docker's connections become streams of their own, which HTTP/2 has no place for.
+    fn is_http1_only(&self) -> bool {
+        true
+    }
+
     /// Event streams and long builds have a reply's head late and their bodies' next octet later still.
     fn patience(&self) -> Patience {
         Patience { response: None, body: Some(Duration::from_secs(3600)) }
@@ -63,7 +68,9 @@ mod tests {
         let (method, headers) = (&Method::GET, &HeaderMap::new());
         let request = Request { method, path: "/", query: None, headers, body: b"", time: Timestamp(0), nonce: "" };
         assert!(signer.sign(&request, None).unwrap().is_empty());
-        assert!(Mtls.sets().is_empty() && Mtls.needs_client_certificate() && !Mtls.is_replayable());
+        assert!(
+            Mtls.sets().is_empty() && Mtls.needs_client_certificate() && Mtls.is_http1_only() && !Mtls.is_replayable()
+        );
         assert_eq!(Mtls.patience(), Patience { response: None, body: Some(Duration::from_secs(3600)) });
     }
 }

@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::upstream::http2;
 use crate::upstream::pool::Lease;
 
 use super::caller::{Activity, Turn};
@@ -73,10 +74,45 @@ impl Silence {
     }
 }
 
+/// Where a body comes from.
+#[derive(Debug)]
+pub enum Source {
+    /// A connection that hyper reads: a caller's, or an upstream's over HTTP/1.1.
+    Hyper(Incoming),
+    /// An upstream's connection over HTTP/2.
+    Http2(http2::Incoming),
+}
+
+impl Body for Source {
+    type Data = Bytes;
+    type Error = Broken;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        match &mut *self {
+            Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken::Cut),
+            Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken::Cut),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Hyper(body) => body.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Hyper(body) => body.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+        }
+    }
+}
+
 /// A body as it comes from the wire, with its silences timed.
 #[derive(Debug)]
 pub struct Wire {
-    incoming: Incoming,
+    source: Source,
     silence: Silence,
     /// What was taken off the front to see whether there is anything.
     first: Option<Bytes>,
@@ -85,8 +121,8 @@ pub struct Wire {
 impl Wire {
     /// Times the silences of a body; `None` is for ever.
     #[must_use]
-    pub fn new(incoming: Incoming, patience: Option<Duration>) -> Self {
-        Self { incoming, silence: Silence::new(patience), first: None }
+    pub fn new(source: Source, patience: Option<Duration>) -> Self {
+        Self { source, silence: Silence::new(patience), first: None }
     }
 
     /// Waits until it is known whether the body has a single octet, and tells. Trailers alone make no body.
@@ -116,22 +152,22 @@ impl Body for Wire {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
+        match Pin::new(&mut self.source).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.silence.broken();
-                Poll::Ready(frame.map(|frame| frame.map_err(|_| Broken::Cut)))
+                Poll::Ready(frame)
             }
             Poll::Pending => self.silence.poll(cx).map(|()| Some(Err(Broken::Silent))),
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.incoming.is_end_stream()
+        self.first.is_none() && self.source.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         // What was taken off the front is no longer counted by the rest.
-        if self.first.is_some() { SizeHint::default() } else { self.incoming.size_hint() }
+        if self.first.is_some() { SizeHint::default() } else { self.source.size_hint() }
     }
 }
 
@@ -359,11 +395,11 @@ impl Body for Reply {
 }
 
 impl FromUpstream {
-    /// An upstream that answered before it had all of the body is still being written to: such a connection is closed.
+    /// An upstream that answered before it had all of the body is still being written to.
     fn give_back(&mut self) {
-        let is_free = self.upload.as_ref().is_none_or(|upload| upload.is_finished.get());
-        if let Some(lease) = self.lease.take().filter(|_| is_free) {
-            lease.give_back();
+        let is_written = self.upload.as_ref().is_none_or(|upload| upload.is_finished.get());
+        if let Some(lease) = self.lease.take() {
+            lease.give_back(is_written);
         }
     }
 

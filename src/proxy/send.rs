@@ -9,21 +9,20 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::header::PROXY_AUTHENTICATE;
+use h2::Reason;
+use http::header::{PROXY_AUTHENTICATE, UPGRADE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
-use tracing::debug;
 
-use crate::upstream::connect::{self, Trouble};
+use crate::upstream::connect::{Offer, Trouble};
+use crate::upstream::http2::{self, Place};
+use crate::upstream::open::{self, Plan};
 use crate::upstream::outbound::Passage;
-use crate::upstream::pool::{Connection, Counted, Key, Lease, Pool, Traffic};
+use crate::upstream::pool::{Connection, Http1, Key, Lease, Pool, Speaks};
 use crate::upstream::{Timeouts, diagnosis};
 
 use super::Limits;
-use super::body::{Outgoing, Upload};
+use super::body::{Outgoing, Source, Upload};
 use super::error::{Code, Error};
 use super::hold;
 use super::state::Endpoint;
@@ -33,18 +32,19 @@ use super::state::Endpoint;
 pub struct Failure {
     /// What the caller is told if nothing is.
     pub error: Error,
-    /// The request, if it was never written.
-    pub unsent: Option<Request<Outgoing>>,
+    /// The request's body, if none of it was taken.
+    pub unsent: Option<Outgoing>,
     /// What is known of the upstream's part in it.
     pub fate: Fate,
-    /// True if the connection had been used before.
-    pub was_reused: bool,
+    /// True if the same endpoint may do better on a fresh connection: this one had been used before, or the upstream wants
+    /// another.
+    pub may_fresh_help: bool,
 }
 
 /// What became of a request that got no reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It was provably never written.
+    /// It was provably never written, or the upstream says that it has not looked at it.
     Unsent,
     /// The connection had been used before and died before any octet of a reply: most likely it was closed while idle.
     DiedOnReuse,
@@ -62,6 +62,13 @@ impl Failure {
             Fate::DiedOnReuse => matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS),
             Fate::Unknown => false,
         }
+    }
+}
+
+impl From<Error> for Box<Failure> {
+    /// A failure that nothing can be done about.
+    fn from(error: Error) -> Self {
+        Self::new(Failure { error, unsent: None, fate: Fate::Unknown, may_fresh_help: false })
     }
 }
 
@@ -98,21 +105,36 @@ pub struct Way<'a> {
 pub async fn send(
     way: Way<'_>,
     choice: Choice,
-    mut request: Request<Outgoing>,
+    request: Request<Outgoing>,
     upload: Option<&Rc<Upload>>,
-) -> Result<(Response<Incoming>, Lease<Outgoing>), Box<Failure>> {
-    let pooled = if choice == Choice::Pooled { take(way).await } else { None };
-    let mut connection = match pooled {
+) -> Result<(Response<Source>, Lease<Outgoing>), Box<Failure>> {
+    let speaks_http2 = way.endpoint.target.tls.as_ref().is_some_and(|tls| tls.http2.is_some());
+    // What becomes another protocol has a connection of its own.
+    let offer = if speaks_http2 && !request.headers().contains_key(UPGRADE) { Offer::Any } else { Offer::Http1 };
+    let pooled = if choice == Choice::Pooled { take(way, offer).await } else { None };
+    let connection = match pooled {
         Some(connection) => connection,
         // Boxed, like everything that most requests do without: what a waiting request takes is what its future takes.
-        None => match Box::pin(open(way)).await {
+        None => match Box::pin(open(way, offer)).await {
             Ok(connection) => connection,
             Err(error) => {
-                let unsent = Some(request);
-                return Err(Box::new(Failure { error, unsent, fate: Fate::Unsent, was_reused: false }));
+                let unsent = Some(request.into_body());
+                return Err(Box::new(Failure { error, unsent, fate: Fate::Unsent, may_fresh_help: false }));
             }
         },
     };
+    match connection {
+        Connection::Http1(connection) => over_http1(way, connection, request, upload).await,
+        Connection::Http2(place) => Box::pin(over_http2(way, choice, place, request, upload)).await,
+    }
+}
+
+async fn over_http1(
+    way: Way<'_>,
+    mut connection: Http1<Outgoing>,
+    mut request: Request<Outgoing>,
+    upload: Option<&Rc<Upload>>,
+) -> Result<(Response<Source>, Lease<Outgoing>), Box<Failure>> {
     let traffic = Arc::clone(&connection.traffic);
     let (written, read) = (traffic.written(), traffic.read());
     let is_reused = connection.is_reused;
@@ -122,24 +144,15 @@ pub async fn send(
     let (error, unsent) = match outcome {
         Some(Ok(response)) => {
             if let Some(error) = denied(&response, way) {
-                return Err(Box::new(Failure { error, unsent: None, fate: Fate::Unknown, was_reused: is_reused }));
+                return Err(error.into());
             }
-            let patience = way.timeouts.pool_idle;
-            return Ok((response, Lease { pool: Rc::clone(way.pool), key: way.key, connection, patience }));
+            return Ok((response.map(Source::Hyper), lease(way, Connection::Http1(connection))));
         }
         Some(Err(mut failed)) => {
-            let unsent = failed.take_message();
+            let unsent = failed.take_message().map(Request::into_body);
             (describe(failed.error(), way, upload), unsent)
         }
-        None => {
-            let seconds = way.timeouts.response.unwrap_or_default().as_secs_f32();
-            let message = format!(
-                "{} did not answer within {seconds} s: raise `timeouts.response` if it needs longer",
-                way.endpoint.target
-            );
-            let error = Error::new(Code::UpstreamTimeout, message);
-            return Err(Box::new(Failure { error, unsent: None, fate: Fate::Unknown, was_reused: is_reused }));
-        }
+        None => return Err(unanswered(way).into()),
     };
     // Over TLS a write that failed may have sent a part before it did, which is not counted.
     let is_counted = way.endpoint.target.tls.is_none();
@@ -150,38 +163,87 @@ pub async fn send(
     } else {
         Fate::Unknown
     };
-    Err(Box::new(Failure { error, unsent, fate, was_reused: is_reused }))
+    Err(Box::new(Failure { error, unsent, fate, may_fresh_help: is_reused }))
 }
 
-async fn take(way: Way<'_>) -> Option<Connection<Outgoing>> {
+/// The same on a place of a shared connection.
+async fn over_http2(
+    way: Way<'_>,
+    choice: Choice,
+    mut place: Place,
+    request: Request<Outgoing>,
+    upload: Option<&Rc<Upload>>,
+) -> Result<(Response<Source>, Lease<Outgoing>), Box<Failure>> {
+    let (head, body) = request.into_parts();
+    let head = match http2::head(head) {
+        Ok(head) => head,
+        Err(error) => {
+            let error = Error::new(Code::BadRequest, format!("HTTP/2 cannot carry the request: {error}"));
+            return Err(error.into());
+        }
+    };
+    let mut timer = Box::pin(tokio::time::sleep(Duration::ZERO));
+    let (outcome, unsent) = match place.send(head, body, way.timeouts.body) {
+        Ok(response) => (within(response, &mut timer, way.timeouts.response, upload).await, None),
+        Err((error, body)) => (Some(Err(error)), Some(body)),
+    };
+    let error = match outcome {
+        Some(Ok(response)) => {
+            let response = http2::Incoming::of(response).map(Source::Http2);
+            return Ok((response, lease(way, Connection::Http2(place))));
+        }
+        Some(Err(error)) => error,
+        None => return Err(unanswered(way).into()),
+    };
+    let wants_http1 = error.is_remote() && error.reason() == Some(Reason::HTTP_1_1_REQUIRED);
+    if wants_http1 {
+        way.pool.learn(way.key, Speaks::Http1Only);
+    }
+    // What comes after the last stream that a peer which goes away has named, and what it refuses, it has not looked at
+    // (RFC 9113 section 8.7).
+    let was_refused = error.is_remote() && (error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM));
+    let is_pooled = choice == Choice::Pooled;
+    let fate = if unsent.is_some() || was_refused || wants_http1 {
+        Fate::Unsent
+    } else if (error.is_io() || error.is_go_away()) && is_pooled && place.is_reused {
+        Fate::DiedOnReuse
+    } else {
+        Fate::Unknown
+    };
+    let may_fresh_help = wants_http1 || (is_pooled && fate != Fate::Unknown);
+    let error = describe_http2(&error, way, upload, &place);
+    Err(Box::new(Failure { error, unsent, fate, may_fresh_help }))
+}
+
+fn lease(way: Way<'_>, connection: Connection<Outgoing>) -> Lease<Outgoing> {
+    Lease { pool: Rc::clone(way.pool), key: way.key, connection, patience: way.timeouts.pool_idle }
+}
+
+async fn take(way: Way<'_>, offer: Offer) -> Option<Connection<Outgoing>> {
     loop {
-        let mut connection = way.pool.take(way.key)?;
+        let mut connection = match way.pool.take(way.key, offer)? {
+            Connection::Http1(connection) => connection,
+            shared @ Connection::Http2(_) => return Some(shared),
+        };
         // A connection comes back at the end of a reply, a moment before its task has noticed.
         if connection.sender.is_ready()
             || matches!(Box::pin(timeout(MOMENT, connection.sender.ready())).await, Ok(Ok(())))
         {
-            return Some(connection);
+            return Some(Connection::Http1(connection));
         }
     }
 }
 
-async fn open(way: Way<'_>) -> Result<Connection<Outgoing>, Error> {
-    let target = &way.endpoint.target;
-    let reached = connect::connect(target, way.timeouts, way.own).await;
-    let stream = reached.map_err(|trouble| unreachable(&trouble, way))?;
-    let traffic = Arc::new(Traffic::default());
-    let stream = TokioIo::new(Counted::new(stream, Arc::clone(&traffic)));
-    let mut builder = http1::Builder::new();
-    builder.max_buf_size(way.limits.header_bytes);
-    let handshake = builder.handshake(stream).await;
-    let (sender, task) = handshake.map_err(|error| describe(&error, way, None))?;
-    // The task ends with its connection: when the upstream closes it, or when the sender is dropped.
-    tokio::task::spawn_local(async move {
-        if let Err(error) = task.with_upgrades().await {
-            debug!(%error, "an upstream connection ended");
-        }
-    });
-    Ok(Connection::new(sender, traffic))
+async fn open(way: Way<'_>, offer: Offer) -> Result<Connection<Outgoing>, Error> {
+    let plan = Plan {
+        pool: way.pool,
+        key: way.key,
+        target: &way.endpoint.target,
+        timeouts: way.timeouts,
+        header_bytes: way.limits.header_bytes,
+        own: way.own,
+    };
+    open::open(&plan, offer).await.map_err(|trouble| unreachable(&trouble, way))
 }
 
 /// Awaits a reply; the clock begins anew with every part of the body that is handed over. `None` is a timeout.
@@ -215,7 +277,7 @@ async fn within<F: Future>(
 
 /// What a proxy says that forwards requests, and never an upstream: it wants to be shown who asks (RFC 9110, section
 /// 15.5.8). That is between us and the proxy.
-fn denied(response: &Response<Incoming>, way: Way<'_>) -> Option<Error> {
+fn denied<B>(response: &Response<B>, way: Way<'_>) -> Option<Error> {
     let Passage::Forward(proxy, _) = &way.endpoint.target.passage else { return None };
     let challenges = response.headers().get_all(PROXY_AUTHENTICATE).iter().map(HeaderValue::as_bytes);
     let is_denied = response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
@@ -247,6 +309,9 @@ fn in_the_way(trouble: &Trouble, server: &str, setting: &str, way: Way<'_>) -> E
             }
             Error::new(Code::UpstreamTls, message)
         }
+        Trouble::Broken(error) => {
+            Error::new(Code::UpstreamProtocol, format!("{server}: the connection broke at once: {error}"))
+        }
         Trouble::Proxy(proxy, trouble) => {
             in_the_way(trouble, &format!("the outbound proxy {proxy}"), &proxy.named_in, way)
         }
@@ -268,7 +333,7 @@ fn describe(error: &hyper::Error, way: Way<'_>, upload: Option<&Rc<Upload>>) -> 
     }
     let endpoint = &way.endpoint.target;
     let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
-    if let Some(error) = io.filter(|error| is_tls(error)) {
+    if let Some(error) = io.filter(|error| diagnosis::cause(error).is_some()) {
         return Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {}", in_words(error, way)));
     }
     let what = if error.is_parse_too_large() {
@@ -283,13 +348,52 @@ fn describe(error: &hyper::Error, way: Way<'_>, upload: Option<&Rc<Upload>>) -> 
     Error::new(Code::UpstreamProtocol, format!("{endpoint}: {what}"))
 }
 
-fn is_tls(error: &io::Error) -> bool {
-    error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).is_some()
+/// The same for the library of HTTP/2.
+fn describe_http2(error: &h2::Error, way: Way<'_>, upload: Option<&Rc<Upload>>, place: &Place) -> Error {
+    if let Some(broken) = upload.and_then(|upload| upload.broken.get()) {
+        return hold::broken(broken);
+    }
+    let endpoint = &way.endpoint.target;
+    if let Some(trouble) = place.shared().traffic.trouble() {
+        let trouble = diagnosis::describe_cause(trouble, shows_certificate(way));
+        return Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {trouble}"));
+    }
+    let what = match (error.get_io(), error.reason()) {
+        (Some(error), _) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof) => {
+            "it closed the connection before a reply".to_owned()
+        }
+        (Some(error), _) => format!("the connection broke before a reply: {error}"),
+        (None, Some(reason)) if error.is_remote() && error.is_go_away() => {
+            format!("it takes no more requests on this connection: {reason:?} ({reason})")
+        }
+        (None, Some(reason)) if error.is_remote() => format!("it reset the request: {reason:?} ({reason})"),
+        (None, Some(reason)) if error.is_library() => format!(
+            "its reply is not HTTP/2, or the head of it is larger than `limits.header_bytes`: {reason:?} ({reason})"
+        ),
+        // Nobody resets a stream here but who feeds it.
+        (None, Some(_)) => {
+            let seconds = way.timeouts.body.unwrap_or_default().as_secs_f32();
+            let message = format!("{endpoint} took nothing of the request's body for {seconds} s (`timeouts.body`)");
+            return Error::new(Code::UpstreamTimeout, message);
+        }
+        (None, None) => format!("the request cannot be sent over HTTP/2: {error}"),
+    };
+    Error::new(Code::UpstreamProtocol, format!("{endpoint}: {what}"))
+}
+
+fn unanswered(way: Way<'_>) -> Error {
+    let seconds = way.timeouts.response.unwrap_or_default().as_secs_f32();
+    let endpoint = &way.endpoint.target;
+    let message = format!("{endpoint} did not answer within {seconds} s: raise `timeouts.response` if it needs longer");
+    Error::new(Code::UpstreamTimeout, message)
 }
 
 fn in_words(error: &io::Error, way: Way<'_>) -> String {
-    let config = way.endpoint.target.tls.as_ref().map(|(config, _)| config);
-    diagnosis::describe(error, config.is_some_and(|config| config.client_auth_cert_resolver.has_certs()))
+    diagnosis::describe(error, shows_certificate(way))
+}
+
+fn shows_certificate(way: Way<'_>) -> bool {
+    way.endpoint.target.tls.as_ref().is_some_and(|tls| tls.http1.client_auth_cert_resolver.has_certs())
 }
 
 /// How long a connection's task may take to notice that a reply has ended.

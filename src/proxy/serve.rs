@@ -26,7 +26,7 @@ use crate::upstream::Timeouts;
 use crate::upstream::pool::{Key, Lease, Pool};
 
 use super::authorize::authorize;
-use super::body::{Outgoing, Reply, Upload, Wire};
+use super::body::{Outgoing, Reply, Source, Upload, Wire};
 use super::caller::{Activity, Caller, Stream, TimedStream, Turn};
 use super::clean;
 use super::error::{Code, Error};
@@ -72,7 +72,7 @@ enum Outcome {
 
 /// An upstream's reply.
 struct Answer {
-    response: Response<Incoming>,
+    response: Response<Source>,
     lease: Lease<Outgoing>,
     upload: Option<Rc<Upload>>,
     /// The wish that it grants, if it switches protocols.
@@ -351,7 +351,7 @@ impl Worker {
         if let Some(text) = way.authority.as_ref().and_then(answer) {
             return Ok(Outcome::Own(text));
         }
-        let wire = Wire::new(body, route.timeouts.body);
+        let wire = Wire::new(Source::Hyper(body), route.timeouts.body);
         // What follows the body may belong to the tunnel, so the body has to have ended.
         let reason = if wish.is_some() { hold::Reason::Needed } else { head.hold_reason(route, permit) };
         let (body, upload) = hold::hold(wire, reason, &self.state.limits, &self.state.held, &route.cleaner).await?;
@@ -397,7 +397,7 @@ impl Worker {
         head: &Head,
         mut body: Outgoing,
         upload: Option<&Rc<Upload>>,
-    ) -> Result<(Response<Incoming>, Lease<Outgoing>), Error> {
+    ) -> Result<(Response<Source>, Lease<Outgoing>), Error> {
         let count = route.endpoints.len().max(1);
         let first = if count > 1 { self.next_endpoint.replace(self.next_endpoint.get().wrapping_add(1)) } else { 0 };
         let response = route
@@ -429,12 +429,11 @@ impl Worker {
             };
             debug!(route = route.name, fate = ?failure.fate, error = %failure.error, "an attempt failed");
             let may_go_again = failure.may_go_again(&head.method);
-            let unsent = failure.unsent.map(Request::into_body);
-            body = match unsent.or(spare) {
+            body = match failure.unsent.or(spare) {
                 Some(body) if may_go_again => body,
                 _ => return Err(failure.error),
             };
-            if failure.was_reused {
+            if failure.may_fresh_help {
                 choice = Choice::Fresh;
             } else {
                 debug_assert_eq!(failure.fate, Fate::Unsent, "only a used connection can have died on reuse");

@@ -12,7 +12,7 @@ use crate::canonical::headers::{FRAMING, HOP_BY_HOP};
 use crate::credential::Credential;
 use crate::provider::{self, Provider, Signer};
 use crate::settings::Remark;
-use crate::upstream::connect::Target;
+use crate::upstream::connect::{Target, Tls};
 use crate::upstream::outbound::Passage;
 use crate::upstream::{Host, Timeouts, tls};
 
@@ -199,6 +199,7 @@ fn endpoints(settings: &RouteSettings, roots: &tls::Roots) -> Result<(Vec<Endpoi
         }
     };
     let (config, validities) = tls.unzip();
+    let http2 = config.as_deref().filter(|_| !settings.provider.is_http1_only()).map(tls::with_http2);
     let unusable = |message: &str| vec![Remark { place: settings.place, message: message.to_owned() }];
     let build = |(endpoint, passage): (&crate::upstream::Endpoint, Passage)| {
         let name = match settings.tls.server_name.as_ref().unwrap_or(&endpoint.host) {
@@ -209,7 +210,8 @@ fn endpoints(settings: &RouteSettings, roots: &tls::Roots) -> Result<(Vec<Endpoi
         };
         let (host, port) = settings.connect.clone().unwrap_or_else(|| (endpoint.host.clone(), endpoint.port));
         let authority = HeaderValue::try_from(endpoint.authority()).map_err(|_| unusable("the host is not valid"))?;
-        let tls = config.as_ref().filter(|_| endpoint.secure).map(|config| (Arc::clone(config), name));
+        let tls = config.as_ref().filter(|_| endpoint.secure);
+        let tls = tls.map(|config| Tls { http1: Arc::clone(config), http2: http2.clone(), name });
         Ok(Endpoint { target: Target { endpoint: endpoint.clone(), host, port, passage, tls }, authority })
     };
     let endpoints: Result<_, Vec<Remark>> = settings.upstream.iter().zip(passages).map(build).collect();

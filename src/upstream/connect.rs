@@ -19,8 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::outbound::{Passage, ProxyServer};
-use super::tunnel;
-use super::{Endpoint, Host, Timeouts};
+use super::{Endpoint, Host, Timeouts, tls, tunnel};
 
 /// Everything that is needed to reach an endpoint.
 #[derive(Clone, Debug)]
@@ -33,8 +32,28 @@ pub struct Target {
     pub port: u16,
     /// Who dials it: we, or a proxy.
     pub passage: Passage,
-    /// For `https://`: the configuration, and the name to send and to verify.
-    pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    /// For `https://`.
+    pub tls: Option<Tls>,
+}
+
+/// How an endpoint is reached over TLS.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The configuration that offers HTTP/1.1 alone.
+    pub http1: Arc<ClientConfig>,
+    /// The one that offers HTTP/2 as well, if that may be spoken here.
+    pub http2: Option<Arc<ClientConfig>>,
+    /// The name to send and to verify.
+    pub name: ServerName<'static>,
+}
+
+/// Which protocols are offered to an endpoint; in the clear it is always HTTP/1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// HTTP/1.1 alone.
+    Http1,
+    /// Whatever may be spoken there.
+    Any,
 }
 
 impl fmt::Display for Target {
@@ -55,6 +74,8 @@ pub enum Trouble {
     Refused(SocketAddr, io::Error),
     /// The handshake failed.
     Tls(io::Error),
+    /// The connection broke as soon as it was there.
+    Broken(io::Error),
     /// It took longer than the timeout.
     TimedOut(&'static str),
     /// The outbound proxy opens no tunnel: why, and what to do, in words.
@@ -73,6 +94,12 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// True if HTTP/2 was agreed on.
+    #[must_use]
+    pub fn is_http2(&self) -> bool {
+        matches!(self, Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2))
+    }
+
     fn socket(&self) -> SockRef<'_> {
         SockRef::from(match self {
             Self::Plain(stream) => stream,
@@ -95,7 +122,12 @@ impl Stream {
 ///
 /// # Errors
 /// What stood in the way.
-pub async fn connect(target: &Target, timeouts: &Timeouts, own: &[SocketAddr]) -> Result<Stream, Trouble> {
+pub async fn connect(
+    target: &Target,
+    offer: Offer,
+    timeouts: &Timeouts,
+    own: &[SocketAddr],
+) -> Result<Stream, Trouble> {
     let deadline = timeouts.connect.map(|patience| Instant::now() + patience);
     let reach = async {
         let dialling = Dialling { deadline, silence: timeouts.body, own };
@@ -103,12 +135,13 @@ pub async fn connect(target: &Target, timeouts: &Timeouts, own: &[SocketAddr]) -
             None => dialling.reach(&target.host, target.port).await?,
             Some(proxy) => dialling.through(proxy, target).await?,
         };
-        let Some((config, name)) = &target.tls else { return Ok(Stream::Plain(tcp)) };
+        let Some(Tls { http1, http2, name }) = &target.tls else { return Ok(Stream::Plain(tcp)) };
+        let config = http2.as_ref().filter(|_| offer == Offer::Any).unwrap_or(http1);
         let connector = TlsConnector::from(Arc::clone(config));
         let tls = connector.connect(name.clone(), tcp).await.map_err(Trouble::Tls)?;
         Ok(Stream::Tls(Box::new(tls)))
     };
-    within(deadline, "resolving, connecting or the TLS handshake", reach).await
+    within(deadline, CONNECTING, reach).await
 }
 
 /// Does something until the deadline; `step` says what, for people.
@@ -230,6 +263,9 @@ pub fn keep_alive(socket: &SockRef<'_>) {
     let times = TcpKeepalive::new().with_time(Duration::from_secs(30)).with_interval(Duration::from_secs(10));
     let _ = socket.set_tcp_keepalive(&times);
 }
+
+/// What the timeout for connecting is for, in words.
+pub const CONNECTING: &str = "resolving, connecting or the TLS handshake";
 
 /// How long what was sent may at least stay unacknowledged.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);

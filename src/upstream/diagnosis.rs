@@ -288,7 +288,7 @@ impl fmt::Display for Name {
 /// True if a server's certificate is of a CA that is not trusted.
 #[must_use]
 pub fn is_of_unknown_issuer(error: &io::Error) -> bool {
-    let refusal = error.get_ref().and_then(|error| error.downcast_ref()).and_then(as_refusal);
+    let refusal = cause(error).and_then(as_refusal);
     refusal.is_some_and(|refusal| refusal.is_of_unknown_issuer)
 }
 
@@ -296,8 +296,8 @@ pub fn is_of_unknown_issuer(error: &io::Error) -> bool {
 /// whether we have one to show.
 #[must_use]
 pub fn describe(error: &io::Error, shows_certificate: bool) -> String {
-    match error.get_ref().and_then(|error| error.downcast_ref()) {
-        Some(error) => in_tls(error, shows_certificate),
+    match cause(error) {
+        Some(error) => describe_cause(error, shows_certificate),
         None if CLOSED.contains(&error.kind()) => {
             let certificate =
                 if shows_certificate { "" } else { ", or does it want a client certificate (`tls.cert`)" };
@@ -310,7 +310,15 @@ pub fn describe(error: &io::Error, shows_certificate: bool) -> String {
     }
 }
 
-fn in_tls(error: &rustls::Error, shows_certificate: bool) -> String {
+/// What an error of a stream over TLS says about TLS.
+#[must_use]
+pub fn cause(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|error| error.downcast_ref())
+}
+
+/// The same for what TLS says.
+#[must_use]
+pub fn describe_cause(error: &rustls::Error, shows_certificate: bool) -> String {
     if let Some(refusal) = as_refusal(error) {
         return refusal.to_string();
     }

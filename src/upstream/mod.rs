@@ -4,6 +4,8 @@ pub mod bundle;
 pub mod connect;
 pub mod diagnosis;
 mod endpoint;
+pub mod http2;
+pub mod open;
 pub mod outbound;
 pub mod pem;
 pub mod pool;

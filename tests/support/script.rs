@@ -179,6 +179,13 @@ impl Conn {
         }
     }
 
+    /// The protocol that was agreed on over TLS, if any was.
+    pub fn agreed(&mut self) -> Option<String> {
+        let Stream::Tls(tls) = &mut self.http.stream.stream else { return None };
+        let _ = tls.conn.complete_io(&mut tls.sock);
+        tls.conn.alpn_protocol().map(|protocol| String::from_utf8_lossy(protocol).into_owned())
+    }
+
     /// The TLS session, if it is one.
     pub fn session(&self) -> Option<&ServerConnection> {
         match &self.http.stream.stream {

@@ -220,31 +220,31 @@ fn both_bodies_flow_at_the_same_time() {
 const LARGE: usize = 64 << 20;
 
 /// What the process has had in memory at most, in KiB.
-fn peak_memory(daemon: &Daemon) -> usize {
+pub(super) fn peak_memory(daemon: &Daemon) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
     line.split_whitespace().next().unwrap().parse().unwrap()
 }
 
 /// Octets that repeat only after a prime number of them, so that a lost or doubled piece shows.
-struct Pattern {
+pub(super) struct Pattern {
     block: Vec<u8>,
-    at: usize,
+    pub(super) at: usize,
 }
 
 impl Pattern {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { block: (0..65_521_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 24) as u8).collect(), at: 0 }
     }
 
-    fn next(&mut self, most: usize) -> &[u8] {
+    pub(super) fn next(&mut self, most: usize) -> &[u8] {
         let start = self.at % self.block.len();
         let end = self.block.len().min(start + most);
         self.at += end - start;
         &self.block[start..end]
     }
 
-    fn check(&mut self, mut piece: &[u8]) {
+    pub(super) fn check(&mut self, mut piece: &[u8]) {
         while !piece.is_empty() {
             let at = self.at;
             let expected = self.next(piece.len());

@@ -9,11 +9,14 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/frames.rs"]
+mod frames;
 #[path = "../support/script.rs"]
 mod script;
 
 mod bodies;
 mod bundles;
+mod h2;
 mod h2c;
 mod leaving;
 mod outbound;

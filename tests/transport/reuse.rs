@@ -19,7 +19,7 @@ use super::{caller, configuration, daemon, secure_upstream};
 use crate::daemon::{Daemon, connect};
 
 /// The POSTs that an upstream got, by their ids.
-type Delivered = Arc<Mutex<HashMap<String, usize>>>;
+pub(super) type Delivered = Arc<Mutex<HashMap<String, usize>>>;
 
 /// Answers, but ends the connection at random: while it is idle, when a request arrives, or when it has been read. A
 /// first request is always answered.
@@ -57,10 +57,10 @@ fn whimsical(delivered: Delivered) -> impl Fn(Conn) + Send + Sync + 'static {
 }
 
 /// xorshift64: enough to be whimsical with.
-struct Chance(u64);
+pub(super) struct Chance(pub(super) u64);
 
 impl Chance {
-    fn one_in(&mut self, n: u64) -> bool {
+    pub(super) fn one_in(&mut self, n: u64) -> bool {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

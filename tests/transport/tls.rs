@@ -222,17 +222,17 @@ fn servers_that_share_little_with_us_are_served_or_named() {
     let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS12]);
     let builder = builder.unwrap().with_no_client_auth();
     let old = builder.with_single_cert(vec![identity.certificate()], identity.key()).unwrap();
-    let mut speaks_http2 = server_config(&identity);
-    speaks_http2.alpn_protocols = vec![b"h2".to_vec()];
-    let mut speaks_both = server_config(&identity);
-    speaks_both.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let mut speaks_neither = server_config(&identity);
+    speaks_neither.alpn_protocols = vec![b"spdy/3".to_vec()];
+    let mut speaks_http1 = server_config(&identity);
+    speaks_http1.alpn_protocols = vec![b"http/1.1".to_vec()];
     let old = Upstream::start_tls(old, host);
-    let speaks_http2 = Upstream::start_tls(speaks_http2, host);
-    let speaks_both = Upstream::start_tls(speaks_both, host);
+    let speaks_neither = Upstream::start_tls(speaks_neither, host);
+    let speaks_http1 = Upstream::start_tls(speaks_http1, host);
     let cases = [
         Case::new("tls12", &old, "tls.ca = \"ca.pem\"", None),
-        Case::new("http2-too", &speaks_both, "tls.ca = \"ca.pem\"", None),
-        Case::new("http2-only", &speaks_http2, "tls.ca = \"ca.pem\"", Some("HTTP/1.1")),
+        Case::new("http1", &speaks_http1, "tls.ca = \"ca.pem\"", None),
+        Case::new("neither", &speaks_neither, "tls.ca = \"ca.pem\"", Some("HTTP/1.1")),
     ];
     judge(&start(folder, "", &cases), &cases);
 }
