@@ -6,7 +6,6 @@ use std::fmt::Write as _;
 use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use base64::Engine;
@@ -169,9 +168,10 @@ fn sign(arguments: &Arguments, config: Config) -> Result<Signing, Trouble> {
     if permit == Permit::NeedsForm {
         head.permit(&route, Some(&octets))?;
     }
-    let reservation = Rc::new(Reservation::new(&Arc::new(Budget::default())));
+    let reservation = Reservation::new(&Arc::new(Budget::default()));
     let is_seen = is_needed || (reason == Reason::Presence && octets.is_empty());
-    let body = if octets.is_empty() && !is_chunked { Outgoing::Empty } else { Outgoing::Held(octets, reservation) };
+    let is_empty = octets.is_empty() && !is_chunked;
+    let body = if is_empty { Outgoing::Empty } else { Outgoing::holding(octets, None, reservation) };
     if is_chunked && !is_seen {
         // Such a body streams, so that its length is not known when its head is signed.
         head.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -187,10 +188,19 @@ pub struct Upload {
 pub enum Outgoing {
     /// Nothing more.
     Empty,
-    /// Held octets, counted against the bound for as long as they live.
-    Held(Bytes, Rc<Reservation>),
+    /// What is held of it.
+    Held(Held),
     /// As it comes from the caller.
     Streaming(Box<Streaming>),
+}
+
+/// A request's body that is held, counted against the bound for as long as it lives.
+#[derive(Clone, Debug)]
+pub struct Held {
+    octets: Bytes,
+    /// HTTP/2 carries them beside a length too.
+    trailers: Option<Box<HeaderMap>>,
+    _reservation: Rc<Reservation>,
 }
 
 /// A streamed request body.
@@ -202,6 +212,12 @@ pub struct Streaming {
 }
 
 impl Outgoing {
+    /// A body that is held, with what comes after it.
+    #[must_use]
+    pub fn holding(octets: Bytes, trailers: Option<HeaderMap>, reservation: Reservation) -> Self {
+        Self::Held(Held { octets, trailers: trailers.map(Box::new), _reservation: Rc::new(reservation) })
+    }
+
     /// Streams a caller's body; the second value tells how far it has come.
     #[must_use]
     pub fn streaming(wire: Wire, cleaner: Arc<Cleaner>) -> (Self, Rc<Upload>) {
@@ -215,7 +231,7 @@ impl Outgoing {
     pub fn again(&self) -> Option<Self> {
         match self {
             Self::Empty => Some(Self::Empty),
-            Self::Held(octets, reservation) => Some(Self::Held(octets.clone(), Rc::clone(reservation))),
+            Self::Held(held) => Some(Self::Held(held.clone())),
             Self::Streaming(_) => None,
         }
     }
@@ -224,7 +240,7 @@ impl Outgoing {
     #[must_use]
     pub fn held(&self) -> &[u8] {
         match self {
-            Self::Held(octets, _) => octets,
+            Self::Held(held) => &held.octets,
             _ => &[],
         }
     }
@@ -237,8 +253,10 @@ impl Body for Outgoing {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match &mut *self {
             Self::Empty => Poll::Ready(None),
-            Self::Held(octets, _) if octets.is_empty() => Poll::Ready(None),
-            Self::Held(octets, _) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(octets))))),
+            Self::Held(held) if held.octets.is_empty() => {
+                Poll::Ready(held.trailers.take().map(|trailers| Ok(Frame::trailers(*trailers))))
+            }
+            Self::Held(held) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut held.octets))))),
             Self::Streaming(streaming) => streaming.poll_frame(cx),
         }
     }
@@ -246,7 +264,7 @@ impl Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Held(octets, _) => octets.is_empty(),
+            Self::Held(held) => held.octets.is_empty() && held.trailers.is_none(),
             Self::Streaming(streaming) => streaming.wire.is_end_stream(),
         }
     }
@@ -254,7 +272,7 @@ impl Body for Outgoing {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Held(octets, _) => SizeHint::with_exact(octets.len() as u64),
+            Self::Held(held) => SizeHint::with_exact(held.octets.len() as u64),
             Self::Streaming(streaming) => streaming.wire.size_hint(),
         }
     }

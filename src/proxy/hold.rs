@@ -86,7 +86,7 @@ pub async fn hold(
     let mut reservation = Reservation::new(budget);
     let fits = length.is_some_and(|length| length <= most && reservation.grow(length, limits.held_bodies));
     if reason == Reason::Presence && length.is_none() && !wire.has_octets().await.map_err(broken)? {
-        return Ok((Outgoing::Held(Bytes::new(), Rc::new(reservation)), None));
+        return Ok((Outgoing::holding(Bytes::new(), None, reservation), None));
     }
     match (reason, length) {
         _ if fits => {}
@@ -98,9 +98,15 @@ pub async fn hold(
         (Reason::Needed, Some(_)) => return Err(overloaded()),
         (Reason::Needed, None) => {}
     }
-    let mut octets = Pieces::default();
+    let (mut octets, mut trailers) = (Pieces::default(), None);
     while let Some(frame) = Pin::new(&mut wire).frame().await {
-        let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+        let data = match frame.map_err(broken)?.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                trailers = frame.into_trailers().ok();
+                continue;
+            }
+        };
         if octets.length() + data.len() > most {
             return Err(too_large(most));
         }
@@ -109,7 +115,10 @@ pub async fn hold(
         }
         octets.push(data);
     }
-    Ok((Outgoing::Held(octets.join(), Rc::new(reservation)), None))
+    if let Some(trailers) = &mut trailers {
+        cleaner.trailers(trailers);
+    }
+    Ok((Outgoing::holding(octets.join(), trailers, reservation), None))
 }
 
 /// What a caller is told whose body ended before its end.

@@ -569,17 +569,24 @@ fn trailers_go_both_ways() {
             let request = Request::post(format!("http://up.localhost:{}/rpc", address.port()));
             request.header("te", "trailers").body(()).unwrap()
         };
-        let (response, mut stream) = caller.send_request(call(), false).unwrap();
-        stream.send_data("ab".into(), false).unwrap();
-        let mut trailers = HeaderMap::new();
-        trailers.insert("x-checksum", HeaderValue::from_static("7"));
-        trailers.insert("x-auth-token", HeaderValue::from_static("mine"));
-        stream.send_trailers(trailers).unwrap();
-        let mut body = response.await.unwrap().into_body();
-        assert_eq!(read(&mut body).await.unwrap(), b"ab");
-        let trailers = body.trailers().await.unwrap().unwrap();
-        let text = |name: &str| trailers.get(name).map(|value| value.to_str().unwrap());
-        assert_eq!(["grpc-status", "x-heard", "x-countersign-error"].map(text), [Some("5"), Some("7"), None]);
+        // What has a length is held, what has none streams.
+        for length in [None, Some("2")] {
+            let mut request = call();
+            if let Some(length) = length {
+                request.headers_mut().insert("content-length", HeaderValue::from_static(length));
+            }
+            let (response, mut stream) = caller.send_request(request, false).unwrap();
+            stream.send_data("ab".into(), false).unwrap();
+            let mut trailers = HeaderMap::new();
+            trailers.insert("x-checksum", HeaderValue::from_static("7"));
+            trailers.insert("x-auth-token", HeaderValue::from_static("mine"));
+            stream.send_trailers(trailers).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            assert_eq!(read(&mut body).await.unwrap(), b"ab");
+            let trailers = body.trailers().await.unwrap().unwrap();
+            let text = |name: &str| trailers.get(name).map(|value| value.to_str().unwrap());
+            assert_eq!(["grpc-status", "x-heard", "x-countersign-error"].map(text), [Some("5"), Some("7"), None]);
+        }
         // Nothing but trailers is a head that ends its stream.
         let (response, _) = caller.send_request(call(), true).unwrap();
         let response = response.await.unwrap();
