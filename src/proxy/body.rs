@@ -80,6 +80,8 @@ impl Silence {
 pub enum Source {
     /// A connection that hyper reads: a caller's, or an upstream's over HTTP/1.1.
     Hyper(Incoming),
+    /// A caller's stream over HTTP/2 that hyper reads.
+    Stream(Incoming),
     /// An upstream's connection over HTTP/2.
     Http2(http2::Incoming),
 }
@@ -91,20 +93,25 @@ impl Body for Source {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
         match &mut *self {
             Self::Hyper(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken::Cut),
+            Self::Stream(body) => match Pin::new(&mut *body).poll_frame(cx) {
+                // The library takes some resets for an end (RFC 9113, section 8.1 knows none that is).
+                Poll::Ready(None) if !body.is_end_stream() => Poll::Ready(Some(Err(Broken::Cut))),
+                polled => polled.map_err(|_| Broken::Cut),
+            },
             Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken::Cut),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Hyper(body) => body.is_end_stream(),
+            Self::Hyper(body) | Self::Stream(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Hyper(body) => body.size_hint(),
+            Self::Hyper(body) | Self::Stream(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
         }
     }

@@ -351,7 +351,8 @@ impl Worker {
         if let Some(text) = way.authority.as_ref().and_then(answer) {
             return Ok(Outcome::Own(text));
         }
-        let wire = Wire::new(Source::Hyper(body), route.timeouts.body);
+        let source = if parts.version == Version::HTTP_2 { Source::Stream(body) } else { Source::Hyper(body) };
+        let wire = Wire::new(source, route.timeouts.body);
         // What follows the body may belong to the tunnel, so the body has to have ended.
         let reason = if wish.is_some() { hold::Reason::Needed } else { head.hold_reason(route, permit) };
         let (body, upload) = hold::hold(wire, reason, &self.state.limits, &self.state.held, &route.cleaner).await?;

@@ -322,6 +322,36 @@ async fn a_caller_that_resets_its_request_cancels_it_upstream() {
     upstream.await_end(0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_reset_never_passes_for_a_whole_one() {
+    let (sender, seen) = mpsc::channel();
+    let sender = Mutex::new(sender);
+    let upstream = Upstream::start(move |mut conn| {
+        let head = conn.head().unwrap();
+        conn.octets(8).unwrap();
+        if head.starts_with("POST /early ") {
+            conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        }
+        sender.lock().unwrap().send("began").unwrap();
+        let is_whole = conn.body(&head).is_some();
+        sender.lock().unwrap().send(if is_whole { "whole" } else { "cut" }).unwrap();
+    });
+    let daemon = daemon(&upstream.url(), "", "");
+    let mut caller = Caller::connect(&daemon).await;
+    for (path, reason) in ["/", "/early"]
+        .iter()
+        .flat_map(|path| [Reason::NO_ERROR, Reason::CANCEL, Reason::INTERNAL_ERROR].map(|reason| (path, reason)))
+    {
+        let request = Request::post(format!("http://up.localhost{path}")).body(()).unwrap();
+        let (response, mut body) = caller.send(request, false).await;
+        body.send_data("abc".into(), false).unwrap();
+        assert_eq!(seen.recv_timeout(PATIENCE).unwrap(), "began");
+        let _response = if *path == "/early" { Ok(soon(response).await.unwrap()) } else { Err(response) };
+        body.send_reset(reason);
+        assert_eq!(seen.recv_timeout(PATIENCE).unwrap(), "cut", "{path} {reason}");
+    }
+}
+
 #[tokio::test]
 async fn a_flood_of_resets_is_survived() {
     let upstream = mirror();
