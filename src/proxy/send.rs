@@ -18,7 +18,7 @@ use crate::upstream::connect::{Offer, Trouble};
 use crate::upstream::http2::{self, Place};
 use crate::upstream::open::{self, Plan};
 use crate::upstream::outbound::Passage;
-use crate::upstream::pool::{Connection, Http1, Key, Lease, Pool, Speaks};
+use crate::upstream::pool::{Connection, Key, Lease, Pool, Speaks};
 use crate::upstream::{Timeouts, diagnosis};
 
 use super::Limits;
@@ -105,7 +105,7 @@ pub struct Way<'a> {
 pub async fn send(
     way: Way<'_>,
     choice: Choice,
-    request: Request<Outgoing>,
+    mut request: Request<Outgoing>,
     upload: Option<&Rc<Upload>>,
 ) -> Result<(Response<Source>, Lease<Outgoing>), Box<Failure>> {
     let speaks_http2 = way.endpoint.target.tls.as_ref().is_some_and(|tls| tls.http2.is_some());
@@ -123,18 +123,11 @@ pub async fn send(
             }
         },
     };
-    match connection {
-        Connection::Http1(connection) => over_http1(way, connection, request, upload).await,
-        Connection::Http2(place) => Box::pin(over_http2(way, choice, place, request, upload)).await,
-    }
-}
-
-async fn over_http1(
-    way: Way<'_>,
-    mut connection: Http1<Outgoing>,
-    mut request: Request<Outgoing>,
-    upload: Option<&Rc<Upload>>,
-) -> Result<(Response<Source>, Lease<Outgoing>), Box<Failure>> {
+    // Over HTTP/1.1 it goes on here: a request is large, and a function of its own would have it moved.
+    let mut connection = match connection {
+        Connection::Http1(connection) => connection,
+        Connection::Http2(place) => return Box::pin(over_http2(way, choice, place, request, upload)).await,
+    };
     let traffic = Arc::clone(&connection.traffic);
     let (written, read) = (traffic.written(), traffic.read());
     let is_reused = connection.is_reused;
@@ -166,7 +159,7 @@ async fn over_http1(
     Err(Box::new(Failure { error, unsent, fate, may_fresh_help: is_reused }))
 }
 
-/// The same on a place of a shared connection.
+/// Sends a request on a place of a shared connection, and awaits the reply's head.
 async fn over_http2(
     way: Way<'_>,
     choice: Choice,
