@@ -233,7 +233,7 @@ enum Wait {
 const PREFACE: &[u8; 14] = b"PRI * HTTP/2.0";
 
 /// How long a caller that has been told to leave may take.
-const FAREWELL: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(2);
 
 impl TimedStream {
     /// A stream with the limits for heads and for idleness; `None` is for ever.
