@@ -219,6 +219,8 @@ pub struct TimedStream {
     start: ([u8; PREFACE.len()], Range<usize>),
     /// The library waits for octets or has seen their end, so it notices by itself when the caller goes.
     is_read_to_end: bool,
+    /// The library has not been told yet that the caller has said all it has to say, since a tunnel might have begun.
+    is_end_withheld: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,7 +235,7 @@ enum Wait {
 const PREFACE: &[u8; 14] = b"PRI * HTTP/2.0";
 
 /// How long a caller that has been told to leave may take.
-const FAREWELL: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(2);
 
 impl TimedStream {
     /// A stream with the limits for heads and for idleness; `None` is for ever.
@@ -255,6 +257,7 @@ impl TimedStream {
             is_multiplexed: false,
             start: ([0; PREFACE.len()], 0..0),
             is_read_to_end: false,
+            is_end_withheld: false,
         }
     }
 
@@ -384,6 +387,7 @@ impl AsyncRead for TimedStream {
         if matches!(read, Poll::Ready(Ok(()))) && !has_more && this.activity.phase.load(Ordering::Relaxed) == SWITCHING
         {
             // Whoever reads next, the library or the tunnel, sees the end again.
+            this.is_end_withheld = true;
             return Poll::Pending;
         }
         if read.is_pending() {
@@ -440,6 +444,11 @@ impl AsyncWrite for TimedStream {
         // After a reply the library relies on a read that it left waiting before, so the idle clock starts here; once it
         // is over, the next read says so.
         let _ = self.await_read(cx);
+        if self.is_end_withheld && self.activity.phase.load(Ordering::Relaxed) != SWITCHING {
+            // No tunnel has begun, and nothing else would make the library read again.
+            self.is_end_withheld = false;
+            cx.waker().wake_by_ref();
+        }
         Poll::Ready(flushed)
     }
 

@@ -149,14 +149,17 @@ pub fn remove_named_by_connection(headers: &mut HeaderMap) {
 }
 
 /// Refuses every transfer coding but one plain `chunked`, and a length beside it: hyper undoes that one alone, and what
-/// would go on as something else than it says is how requests are smuggled and replies garbled. A length that is a list
-/// must not go on as one (RFC 9110, section 8.6), and clients that read a number there wait for ever.
+/// would go on as something else than it says is how requests are smuggled and replies garbled. A length that is a list,
+/// on one line or several, must not go on as one (RFC 9110, section 8.6), and clients that read a number there wait for
+/// ever; over HTTP/2 the library also takes none for a length.
 ///
 /// # Errors
 /// What is wrong.
 pub fn framing(headers: &HeaderMap) -> Result<(), &'static str> {
-    if headers.get(CONTENT_LENGTH).is_some_and(|length| length.as_bytes().contains(&b',')) {
-        return Err("the body's length is given as a list");
+    let is_number = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    if lengths.next().is_some_and(|length| !is_number(length) || lengths.next().is_some()) {
+        return Err("the body's length is not one number");
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_plain = match (codings.next(), codings.next()) {
@@ -285,6 +288,15 @@ mod tests {
         let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
         assert_eq!(clean(&twice), Err(Code::BadRequest));
         assert_eq!(clean(&[("transfer-encoding", "chunked"), ("content-length", "3")]), Err(Code::BadRequest));
+    }
+
+    #[test]
+    fn a_length_is_one_number() {
+        assert!(clean(&[("content-length", "18446744073709551615")]).is_ok());
+        for length in ["", "3,3", "+3", "3 ", "0x3"] {
+            assert_eq!(clean(&[("content-length", length)]), Err(Code::BadRequest), "{length}");
+        }
+        assert_eq!(clean(&[("content-length", "3"), ("content-length", "3")]), Err(Code::BadRequest));
     }
 
     #[test]

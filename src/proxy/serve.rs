@@ -138,6 +138,14 @@ impl Worker {
         }
     }
 
+    /// Waits for the drain and for what it leaves a connection: time for a first request that is under way.
+    async fn dismissed(&self, activity: &Activity) {
+        self.drained().await;
+        if activity.is_new() {
+            tokio::time::sleep(FIRST_REQUEST).await;
+        }
+    }
+
     async fn accept(self: Rc<Self>, entrance: Entrance, listener: Listener) {
         let mut close = pin!(self.close.notified());
         close.as_mut().enable();
@@ -175,7 +183,12 @@ impl Worker {
         let limits = &self.state.limits;
         let activity = Arc::clone(&caller.activity);
         let mut stream = TimedStream::new(stream, activity, limits.header_timeout, limits.idle_timeout);
-        let ended = match stream.is_http2().await {
+        let is_http2 = tokio::select! {
+            biased;
+            is_http2 = stream.is_http2() => is_http2,
+            () = self.dismissed(&caller.activity) => return,
+        };
+        let ended = match is_http2 {
             // Boxed, since most connections are not.
             Ok(true) => Box::pin(Rc::clone(&self).converse_in_streams(Rc::new(caller), stream)).await,
             Ok(false) => self.converse_in_turns(&caller, stream).await,
@@ -235,13 +248,7 @@ impl Worker {
         shut_down: impl Fn(Pin<&mut C>),
     ) -> hyper::Result<()> {
         let mut connection = pin!(connection);
-        let mut drain = pin!(async {
-            self.drained().await;
-            // The library would close such a connection at once, and a request may be under way on it.
-            if caller.activity.is_new() {
-                tokio::time::sleep(FIRST_REQUEST).await;
-            }
-        });
+        let mut drain = pin!(self.dismissed(&caller.activity));
         let (mut is_waiting, mut is_closing) = (false, false);
         poll_fn(|cx| {
             // Until the drain begins, once is enough for it to wake this task; polling takes a lock.
@@ -249,6 +256,8 @@ impl Worker {
             is_waiting = true;
             if is_due && !is_closing && drain.as_mut().poll(cx).is_ready() {
                 is_closing = true;
+                // A caller that does not listen is not waited for.
+                caller.activity.retire();
                 shut_down(connection.as_mut());
             }
             let polled = connection.as_mut().poll(cx);

@@ -478,3 +478,20 @@ async fn one_connection_too_many_is_told_so_and_told_to_leave() {
     soon(second.connection).await.unwrap().unwrap();
     assert_eq!(first.get("/").await.0, 200);
 }
+
+#[tokio::test]
+async fn a_length_that_is_not_one_number_goes_no_further() {
+    let upstream = mirror();
+    let daemon = daemon(&upstream.url(), "", "");
+    let mut caller = Caller::connect(&daemon).await;
+    for lengths in [&["0", "0"][..], &[""]] {
+        let mut request = Request::post("http://up.localhost/");
+        for length in lengths {
+            request = request.header("content-length", *length);
+        }
+        let (response, ..) = caller.ask(request.body(()).unwrap()).await;
+        assert_eq!(response.status(), 400, "{lengths:?}");
+        assert_eq!(response.headers()["x-countersign-error"], "bad_request", "{lengths:?}");
+    }
+    assert_eq!(upstream.connections(), 0);
+}

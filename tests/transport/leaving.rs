@@ -83,3 +83,22 @@ fn whoever_came_before_the_drain_is_answered() {
         assert_eq!(daemon.wait().code(), Some(0));
     }
 }
+
+#[test]
+fn callers_that_say_nothing_do_not_hold_up_the_drain() {
+    let upstream = Upstream::start(|conn| conn.serve("served"));
+    let mut daemon = daemon(&upstream.url(), "server.workers = 1\nlimits.header_timeout = \"off\"", "");
+    let settings = "\0\0\0\x04\0\0\0\0\0";
+    let silent = ["", "PRI * HTTP/2.0", &format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{settings}")].map(|start| {
+        let mut caller = caller(&daemon);
+        caller.send(start);
+        caller
+    });
+    // Connections are accepted in turn, so those have been.
+    assert_eq!(caller(&daemon).get("/").text(), "served");
+    let began = Instant::now();
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.wait().success());
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    drop(silent);
+}

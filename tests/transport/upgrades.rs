@@ -185,6 +185,30 @@ fn a_refusal_is_a_reply_like_any_other() {
 }
 
 #[test]
+fn a_caller_that_ends_before_a_refusal_is_answered_and_not_kept() {
+    let (refuse, refused) = mpsc::channel::<()>();
+    let refused = Mutex::new(refused);
+    let upstream = Upstream::start(move |mut conn| {
+        while let Some((head, _)) = conn.request() {
+            if head.starts_with("POST /attach ") {
+                refused.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+            }
+            conn.ok("no");
+        }
+    });
+    let daemon = daemon(&upstream.url(), "server.workers = 1\nlimits.idle_timeout = \"off\"", "");
+    let mut caller = caller(&daemon);
+    caller.send(ATTACH);
+    upstream.await_connections(1);
+    caller.stream.shutdown(Shutdown::Write).unwrap();
+    // One thread serves both, so it has seen that end before it answers this.
+    assert_eq!(super::caller(&daemon).get("/").text(), "no");
+    refuse.send(()).unwrap();
+    assert_eq!(caller.reply().text(), "no");
+    assert!(caller.has_ended());
+}
+
+#[test]
 fn only_an_upgrade_that_was_asked_for_is_passed_on() {
     let upstream = Upstream::start(|mut conn| {
         while let Some((head, _)) = conn.request() {
