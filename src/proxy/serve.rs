@@ -194,8 +194,11 @@ impl Worker {
             // Boxed, so that a connection that waits for a request is small.
             Box::pin(self.answer(caller, request, turn, &exit))
         });
+        let header_bytes = self.state.limits.header_bytes;
         let mut builder = http1::Builder::new();
-        builder.auto_date_header(false).header_read_timeout(None).max_buf_size(self.state.limits.header_bytes);
+        // The buffer alone would let heads pass that are a little larger.
+        builder.auto_date_header(false).header_read_timeout(None);
+        builder.max_buf_size(header_bytes).max_header_size(header_bytes);
         let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
         self.drive(caller, connection, http1::UpgradeableConnection::graceful_shutdown).await?;
         let tunnel = exit.take();
