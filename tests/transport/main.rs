@@ -16,6 +16,7 @@ mod script;
 
 mod bodies;
 mod bundles;
+mod cuts;
 mod h2;
 mod h2c;
 mod leaving;
