@@ -297,10 +297,12 @@ impl Worker {
                     response.map(|_| Reply::own(Bytes::new(), turn))
                 } else {
                     caller.activity.set_switching(false);
-                    let (head, body) = response.into_parts();
+                    let (mut head, body) = response.into_parts();
                     let wire = Wire::new(body, body_patience);
                     if version == Version::HTTP_10 && wire.size_hint().exact().is_none() {
                         caller.activity.set_unframed(true);
+                        // Else the library would promise to keep a connection whose end is the reply's.
+                        head.version = Version::HTTP_10;
                     }
                     Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed.cloned(), turn))
                 }

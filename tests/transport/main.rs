@@ -25,6 +25,7 @@ mod process;
 mod refused;
 mod reuse;
 mod sessions;
+mod streaming;
 mod timeouts;
 mod tls;
 mod upgrades;

@@ -1,0 +1,174 @@
+//! Bodies that flow: nothing waits for more than is there, what ends early is answered all the same, and nobody's slowness
+//! is paid for in memory.
+
+use std::sync::{Mutex, mpsc};
+
+use super::script::{Conn, Upstream, header};
+use super::{caller, configuration, daemon, secure_upstream};
+use crate::daemon::{Daemon, PATIENCE};
+
+const EVENTS: usize = 5;
+
+fn event(number: usize) -> String {
+    format!("data: {number}\n\n")
+}
+
+#[test]
+fn an_event_arrives_before_there_is_another() {
+    let (arrived, has_arrived) = mpsc::channel();
+    let has_arrived = Mutex::new(has_arrived);
+    let script = move |mut conn: Conn| {
+        let (head, _) = conn.request().unwrap();
+        let path = head.split(' ').nth(1).unwrap().to_owned();
+        let framing = match path.as_str() {
+            "/chunks" => "Transfer-Encoding: chunked\r\n",
+            "/length" => "Content-Length: 45\r\n",
+            _ => "",
+        };
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n{framing}\r\n"));
+        for number in 0..EVENTS {
+            let event = event(number);
+            conn.send(if path == "/chunks" { format!("{:x}\r\n{event}\r\n", event.len()) } else { event });
+            has_arrived.lock().unwrap().recv_timeout(PATIENCE).expect("the event has arrived");
+        }
+        conn.send(if path == "/chunks" { "0\r\n\r\n" } else { "" });
+        conn.close();
+    };
+    let (secure, folder) = secure_upstream(script);
+    let daemon = Daemon::start_in(folder, &configuration(&secure.url(), "", "tls.ca = \"ca.pem\""), |_| {});
+    for path in ["/chunks", "/length", "/end"] {
+        for version in ["1.1", "1.0"] {
+            let mut caller = caller(&daemon);
+            caller.send(format!("GET {path} HTTP/{version}\r\nHost: up.localhost\r\n\r\n"));
+            let head = caller.head().unwrap();
+            let is_chunked = header(&head, "transfer-encoding").is_some();
+            assert_eq!(is_chunked, version == "1.1" && path != "/length", "{path} HTTP/{version}: {head}");
+            for number in 0..EVENTS {
+                let mut got = Vec::new();
+                if is_chunked {
+                    assert!(caller.chunk(|piece| got.extend_from_slice(piece)));
+                } else {
+                    got = caller.octets(event(number).len()).unwrap();
+                }
+                assert_eq!(String::from_utf8(got).unwrap(), event(number), "{path} HTTP/{version}");
+                arrived.send(()).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn replies_without_a_body_say_so_in_every_version() {
+    let upstream = Upstream::start(|mut conn| {
+        while let Some((head, _)) = conn.request() {
+            let (status, framing) = head.split(['/', ' ']).nth(2).unwrap().split_at(3);
+            let framing = match framing {
+                "length" => "Content-Length: 5\r\n",
+                "chunks" => "Transfer-Encoding: chunked\r\n",
+                _ => "",
+            };
+            conn.send(format!("HTTP/1.1 {status} X\r\n{framing}ETag: \"x\"\r\n\r\n"));
+        }
+    });
+    let daemon = daemon(&upstream.url(), "server.workers = 1", "");
+    for (version, keeps) in [("1.1", true), ("1.0", false), ("1.0\r\nConnection: keep-alive", true)] {
+        for (method, status) in [("HEAD", 200), ("HEAD", 404), ("HEAD", 304), ("GET", 304), ("GET", 204)] {
+            for framing in ["", "length", "chunks"] {
+                let mut caller = caller(&daemon);
+                let one = format!("{method} /{status}{framing} HTTP/{version}\r\nHost: up.localhost\r\n\r\n");
+                // Two in one segment: octets too many in the first reply would stand before the second.
+                caller.send(one.repeat(2));
+                for _ in 0..if keeps { 2 } else { 1 } {
+                    let reply = caller.reply_without_body();
+                    let case = format!("{one}{}", reply.head);
+                    assert_eq!((reply.status, reply.header("etag")), (status, Some("\"x\"")), "{case}");
+                    assert_eq!(reply.header("transfer-encoding"), None, "{case}");
+                    let length = Some("5").filter(|_| method == "HEAD" && framing == "length");
+                    assert_eq!(reply.header("content-length"), length, "{case}");
+                    let is_promised = keeps && version != "1.1";
+                    assert_eq!(reply.header("connection") == Some("keep-alive"), is_promised, "{case}");
+                }
+                assert!(keeps || caller.has_ended(), "{one}");
+            }
+        }
+    }
+    assert_eq!(upstream.connections(), 1);
+}
+
+#[test]
+fn an_old_caller_keeps_its_connection_where_the_reply_has_an_end_of_its_own() {
+    let upstream = Upstream::start(|mut conn| {
+        while let Some((head, _)) = conn.request() {
+            match head.split(' ').nth(1).unwrap() {
+                "/length" => conn.ok("whole"),
+                "/chunks" => conn.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nwhole\r\n0\r\n\r\n"),
+                _ => {
+                    conn.send("HTTP/1.1 200 OK\r\n\r\nwhole");
+                    return conn.close();
+                }
+            };
+        }
+    });
+    let daemon = daemon(&upstream.url(), "", "");
+    for (path, wish, keeps) in [
+        ("/length", "keep-alive", true),
+        ("/length", "Keep-Alive, x", true),
+        ("/length", "close", false),
+        ("/length", "x", false),
+        ("/chunks", "keep-alive", false),
+        ("/end", "keep-alive", false),
+    ] {
+        let mut caller = caller(&daemon);
+        let one = format!("GET {path} HTTP/1.0\r\nHost: up.localhost\r\nConnection: {wish}\r\n\r\n");
+        caller.send(one.repeat(2));
+        for _ in 0..if keeps { 2 } else { 1 } {
+            let reply = caller.reply();
+            assert_eq!((reply.text().as_str(), reply.is_whole), ("whole", true), "{one}");
+            assert!(reply.head.starts_with("HTTP/1.0 200 "), "{one}{}", reply.head);
+            assert_eq!(reply.header("connection"), keeps.then_some("keep-alive"), "{one}{}", reply.head);
+        }
+        assert!(keeps || caller.has_ended(), "{one}");
+    }
+}
+
+#[test]
+fn an_expectation_ends_with_us_and_a_refusal_comes_whether_the_body_does_or_not() {
+    let upstream = Upstream::start(|mut conn| {
+        while let Some(head) = conn.head() {
+            assert_eq!(header(&head, "expect"), None, "{head}");
+            if head.starts_with("PUT /refused ") {
+                conn.send("HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nno!");
+                return conn.await_end();
+            }
+            let body = conn.body(&head).unwrap();
+            conn.ok(body);
+        }
+    });
+    let daemon = daemon(&upstream.url(), "limits.replay_body = \"4B\"", r#"timeouts.body = "300ms""#);
+    for (version, expect, is_met) in [
+        ("1.1", "100-continue", true),
+        ("1.1", "100-Continue", true),
+        ("1.1", "200-ok", false),
+        ("1.1", "100-continue, x", false),
+        ("1.0", "100-continue", false),
+    ] {
+        let ask = |path| {
+            let framing = "Content-Length: 10";
+            let mut caller = caller(&daemon);
+            caller.send(format!(
+                "PUT {path} HTTP/{version}\r\nHost: up.localhost\r\nExpect: {expect}\r\n{framing}\r\n\r\n"
+            ));
+            if is_met {
+                assert_eq!(caller.reply().status, 100, "{expect}");
+            }
+            caller
+        };
+        let mut taken = ask("/");
+        taken.send("0123456789");
+        assert_eq!(taken.reply().text(), "0123456789", "{version} {expect}");
+        let mut refused = ask("/refused");
+        let reply = refused.reply();
+        assert_eq!((reply.status, reply.text().as_str()), (413, "no!"), "{version} {expect}");
+        assert!(refused.has_ended(), "a request in the body's place would be taken for it");
+    }
+}
