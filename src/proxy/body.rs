@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::upstream::http2;
-use crate::upstream::pool::Lease;
+use crate::upstream::pool::{Lease, Traffic};
 
 use super::caller::{Activity, Turn};
 use super::clean::{Cleaner, Names};
@@ -209,6 +209,8 @@ pub struct Streaming {
     wire: Wire,
     cleaner: Arc<Cleaner>,
     upload: Rc<Upload>,
+    /// Of the connection that it goes out on, if that is its own.
+    traffic: Option<Arc<Traffic>>,
 }
 
 impl Outgoing {
@@ -223,7 +225,15 @@ impl Outgoing {
     pub fn streaming(wire: Wire, cleaner: Arc<Cleaner>) -> (Self, Rc<Upload>) {
         let upload =
             Rc::new(Upload { last: Cell::new(Instant::now()), is_finished: Cell::new(false), broken: Cell::new(None) });
-        (Self::Streaming(Box::new(Streaming { wire, cleaner, upload: Rc::clone(&upload) })), upload)
+        let streaming = Streaming { wire, cleaner, upload: Rc::clone(&upload), traffic: None };
+        (Self::Streaming(Box::new(streaming)), upload)
+    }
+
+    /// Lets it go no faster than a connection of its own takes it; a shared one takes from each what it has room for.
+    pub fn follow(&mut self, traffic: Option<&Arc<Traffic>>) {
+        if let Self::Streaming(streaming) = self {
+            streaming.traffic = traffic.cloned();
+        }
     }
 
     /// The same body for another attempt, if it is at hand.
@@ -280,6 +290,11 @@ impl Body for Outgoing {
 
 impl Streaming {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        // What the upstream does not take is left with the caller: the library would go on collecting it. The connection
+        // polls its body again once that has changed.
+        if self.traffic.as_ref().is_some_and(|traffic| traffic.is_blocked()) {
+            return Poll::Pending;
+        }
         let polled = Pin::new(&mut self.wire).poll_frame(cx);
         let Poll::Ready(frame) = polled else { return Poll::Pending };
         self.upload.last.set(Instant::now());
@@ -424,6 +439,11 @@ impl FromUpstream {
     /// A break is held back until what came before it has left: the library drops what it has not written when a body
     /// errs, and the caller would lose octets, or a whole head, that the upstream did send.
     fn poll_frame(&mut self, cx: &mut Context<'_>, activity: &Activity) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        // What the caller does not take is left with the upstream: the library would go on collecting it.
+        if activity.is_write_waiting() {
+            activity.wake_at_flush(cx.waker());
+            return Poll::Pending;
+        }
         if self.broken.is_none() {
             let mut polled = Pin::new(&mut self.wire).poll_frame(cx);
             match &mut polled {

@@ -19,6 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::upstream::flow;
+
 use super::guard::Peer;
 use super::route::Entrance;
 
@@ -43,6 +45,8 @@ pub struct Activity {
     is_overdue: AtomicBool,
     /// How long a write may stall, in milliseconds; 0 for ever.
     write_patience: AtomicU64,
+    /// A write waits for the caller to read.
+    is_write_waiting: AtomicBool,
     /// True while a reply is unfinished whose only framing is the connection's end.
     is_unframed: AtomicBool,
     flushes: AtomicU64,
@@ -70,6 +74,7 @@ impl Activity {
             turns: AtomicUsize::new(0),
             is_overdue: AtomicBool::new(false),
             write_patience: AtomicU64::new(60_000),
+            is_write_waiting: AtomicBool::new(false),
             is_unframed: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             is_awaited: AtomicBool::new(false),
@@ -130,6 +135,11 @@ impl Activity {
         Some(self.write_patience.load(Ordering::Relaxed)).filter(|patience| *patience > 0).map(Duration::from_millis)
     }
 
+    /// True while the caller has not read enough for all to be written that there is.
+    pub fn is_write_waiting(&self) -> bool {
+        self.is_write_waiting.load(Ordering::Relaxed)
+    }
+
     /// Says that a reply has begun which only the connection's end will end, or that it has come to its own end.
     pub fn set_unframed(&self, is_unframed: bool) {
         self.is_unframed.store(is_unframed, Ordering::Relaxed);
@@ -152,7 +162,7 @@ impl Activity {
     fn flushed(&self) {
         let flushes = self.flushes.load(Ordering::Relaxed);
         self.flushes.store(flushes.wrapping_add(1), Ordering::Relaxed);
-        // Only a reply that broke off waits here, so the lock is off the way of a request.
+        // Only a reply that broke off or is read slowly waits here, so the lock is off the way of a request.
         if self.is_awaited.load(Ordering::Relaxed) {
             self.is_awaited.store(false, Ordering::Relaxed);
             self.flush_wakers.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(Waker::wake);
@@ -195,8 +205,8 @@ pub enum Stream {
 impl Stream {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tcp(stream) => flow::poll_read(stream, cx, buf),
+            Self::Unix(stream) => flow::poll_read(stream, cx, buf),
         }
     }
 }
@@ -211,8 +221,6 @@ pub struct TimedStream {
     timer: Option<Pin<Box<Sleep>>>,
     /// What the timer runs for, so that it is set once and not at every poll.
     running: Option<Wait>,
-    /// A write waits, so the write's clock runs and no other.
-    is_write_waiting: bool,
     /// Requests share this connection, so what comes between two of them need not be a head.
     is_multiplexed: bool,
     /// What was read to see which version of HTTP is spoken, and how much of it has been passed on.
@@ -251,7 +259,6 @@ impl TimedStream {
             idle_timeout,
             timer: None,
             running: None,
-            is_write_waiting: false,
             is_multiplexed: false,
             start: ([0; PREFACE.len()], 0..0),
             is_read_to_end: false,
@@ -306,7 +313,8 @@ impl TimedStream {
     }
 
     fn await_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if self.is_write_waiting {
+        // The write's clock runs, and no other.
+        if self.activity.is_write_waiting() {
             return Poll::Pending;
         }
         match self.activity.phase.load(Ordering::Relaxed) {
@@ -342,12 +350,12 @@ impl TimedStream {
 
     /// True if an orderly end would pass off as whole what is none, or leave octets to a caller that does not read.
     fn is_cut(&self) -> bool {
-        self.is_write_waiting || self.activity.is_unframed.load(Ordering::Relaxed)
+        self.activity.is_write_waiting() || self.activity.is_unframed.load(Ordering::Relaxed)
     }
 
     fn wrote(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.is_write_waiting = written.is_pending();
-        if self.is_write_waiting {
+        self.activity.is_write_waiting.store(written.is_pending(), Ordering::Relaxed);
+        if written.is_pending() {
             let patience = self.activity.write_patience();
             return self.tick(cx, Wait::Write, patience).map(Err);
         }

@@ -139,6 +139,7 @@ async fn over_http1(
     let (written, read) = (traffic.written(), traffic.read());
     let is_reused = connection.is_reused;
     way.endpoint.target.passage.adapt(&mut request);
+    request.body_mut().follow(Some(&traffic));
     let response = connection.sender.try_send_request(request);
     let outcome = within(response, &mut connection.timer, way.timeouts.response, upload).await;
     let (error, unsent) = match outcome {
@@ -174,7 +175,8 @@ async fn over_http2(
     request: Request<Outgoing>,
     upload: Option<&Rc<Upload>>,
 ) -> Result<(Response<Source>, Lease<Outgoing>), Box<Failure>> {
-    let (head, body) = request.into_parts();
+    let (head, mut body) = request.into_parts();
+    body.follow(None);
     let head = match http2::head(head) {
         Ok(head) => head,
         Err(error) => {

@@ -19,7 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::outbound::{Passage, ProxyServer};
-use super::{Endpoint, Host, Timeouts, tls, tunnel};
+use super::{Endpoint, Host, Timeouts, flow, tls, tunnel};
 
 /// Everything that is needed to reach an endpoint.
 #[derive(Clone, Debug)]
@@ -253,6 +253,7 @@ fn is_ourselves(stream: &TcpStream, own: &[SocketAddr]) -> bool {
 fn prepare(stream: &TcpStream, silence: Option<Duration>) {
     let socket = SockRef::from(stream);
     let _ = socket.set_tcp_nodelay(true);
+    flow::bound_unsent(&socket);
     // The kernel counts an upstream that is alive but does not read as well, and that may be silent as its body may.
     let _ = socket.set_tcp_user_timeout(silence.map(|silence| silence.max(UNACKNOWLEDGED)));
     keep_alive(&socket);
@@ -273,8 +274,8 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Plain(stream) => flow::poll_read(stream, cx, buf),
+            Self::Tls(stream) => flow::poll_read(stream, cx, buf),
         }
     }
 }

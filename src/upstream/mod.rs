@@ -4,6 +4,7 @@ pub mod bundle;
 pub mod connect;
 pub mod diagnosis;
 mod endpoint;
+pub mod flow;
 pub mod http2;
 pub mod open;
 pub mod outbound;

@@ -1,9 +1,12 @@
 //! Bodies that flow: nothing waits for more than is there, what ends early is answered all the same, and nobody's slowness
 //! is paid for in memory.
 
+use std::io::{ErrorKind, Write};
+use std::net::TcpStream;
 use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
-use super::script::{Conn, Upstream, header};
+use super::script::{Conn, Http, Upstream, header, request};
 use super::{caller, configuration, daemon, secure_upstream};
 use crate::daemon::{Daemon, PATIENCE};
 
@@ -171,4 +174,149 @@ fn an_expectation_ends_with_us_and_a_refusal_comes_whether_the_body_does_or_not(
         assert_eq!((reply.status, reply.text().as_str()), (413, "no!"), "{version} {expect}");
         assert!(refused.has_ended(), "a request in the body's place would be taken for it");
     }
+}
+
+/// More than the kernel holds.
+const LARGE: usize = 32 << 20;
+
+/// Begins a large upload and goes on with it on a thread of its own; true if all of it was taken.
+fn upload(daemon: &Daemon, path: &str) -> (Http<TcpStream>, std::thread::JoinHandle<bool>) {
+    let mut caller = caller(daemon);
+    caller.send(format!("PUT {path} HTTP/1.1\r\nHost: up.localhost\r\nContent-Length: {LARGE}\r\n\r\n"));
+    let mut writer = caller.stream.try_clone().unwrap();
+    let writing = std::thread::spawn(move || {
+        let piece = vec![b'x'; 1 << 20];
+        (0..LARGE >> 20).all(|_| writer.write_all(&piece).is_ok())
+    });
+    (caller, writing)
+}
+
+/// Reads a little at a time for a while, then everything: fast enough to be no silence, slow enough for a buffer of
+/// megabytes to seem one.
+fn sip(mut read: impl FnMut(usize) -> bool) -> bool {
+    let sips = (0..30).all(|_| {
+        std::thread::sleep(Duration::from_millis(40));
+        read(SIP)
+    });
+    sips && read(LARGE - 30 * SIP)
+}
+
+const SIP: usize = 64 << 10;
+
+#[test]
+fn a_caller_that_reads_a_little_at_a_time_gets_everything() {
+    let upstream = Upstream::start(|mut conn| {
+        conn.request();
+        conn.ok(vec![b'x'; LARGE]);
+    });
+    let daemon = daemon(&upstream.url(), "", r#"timeouts.body = "300ms""#);
+    let mut caller = caller(&daemon);
+    caller.send(request("GET", "/", ""));
+    assert!(caller.head().unwrap().starts_with("HTTP/1.1 200 "));
+    assert!(sip(|octets| caller.octets(octets).is_some()));
+}
+
+#[test]
+fn an_upstream_that_reads_a_little_at_a_time_gets_everything() {
+    fn slow(mut conn: Conn) {
+        conn.head().unwrap();
+        if sip(|octets| conn.octets(octets).is_some()) {
+            conn.ok("everything");
+        }
+    }
+    let plain = Upstream::start(slow);
+    let (secure, folder) = secure_upstream(slow);
+    let timeouts = r#"timeouts = { body = "300ms", response = "300ms" }"#;
+    let daemons = [
+        daemon(&plain.url(), "", timeouts),
+        Daemon::start_in(
+            folder,
+            &configuration(&secure.url(), "", &format!("{timeouts}\ntls.ca = \"ca.pem\"")),
+            |_| {},
+        ),
+    ];
+    let uploads = daemons.each_ref().map(|daemon| upload(daemon, "/"));
+    for (mut caller, writing) in uploads {
+        assert_eq!(caller.reply().text(), "everything");
+        assert!(writing.join().unwrap());
+    }
+}
+
+/// What of the process is in memory, in KiB.
+fn memory(daemon: &Daemon) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Sends until for a while nothing more is taken: everything on the way is full then.
+fn fill(mut stream: &TcpStream) {
+    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let piece = vec![b'x'; 64 << 10];
+    let error = std::iter::repeat_with(|| stream.write_all(&piece)).find_map(Result::err).unwrap();
+    assert_eq!(error.kind(), ErrorKind::WouldBlock);
+}
+
+/// Panics if a crowd has made the daemon grow too much.
+fn assert_small(daemon: &Daemon, before: usize) {
+    let grown = memory(daemon).saturating_sub(before);
+    assert!(grown < 16 << 10, "{CROWD} made it grow by {grown} KiB");
+}
+
+const CROWD: usize = 100;
+const WITHOUT_END: u64 = 1 << 40;
+
+#[test]
+fn a_crowd_of_callers_that_do_not_read_takes_little_memory() {
+    let (full, is_full) = mpsc::channel();
+    let upstream = Upstream::start(move |mut conn| {
+        while let Some((head, _)) = conn.request() {
+            if head.starts_with("GET /small ") {
+                conn.ok("small");
+                continue;
+            }
+            conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {WITHOUT_END}\r\n\r\n"));
+            fill(&conn.tcp);
+            full.send(()).unwrap();
+            conn.await_end();
+        }
+    });
+    let daemon = daemon(&upstream.url(), "", "");
+    assert_eq!(caller(&daemon).get("/small").text(), "small");
+    let before = memory(&daemon);
+    let mut callers: Vec<_> = (0..CROWD).map(|_| caller(&daemon)).collect();
+    for caller in &mut callers {
+        caller.send(request("GET", "/", ""));
+    }
+    for _ in &callers {
+        is_full.recv_timeout(PATIENCE).unwrap();
+    }
+    assert_small(&daemon, before);
+}
+
+#[test]
+fn a_crowd_of_uploads_that_nobody_reads_takes_little_memory() {
+    let (over, is_over) = mpsc::channel::<()>();
+    let is_over = Mutex::new(is_over);
+    let upstream = Upstream::start(move |mut conn| {
+        while conn.head().unwrap().starts_with("GET ") {
+            conn.ok("small");
+        }
+        let _ = is_over.lock().unwrap().recv();
+    });
+    let daemon = daemon(&upstream.url(), "", "");
+    assert_eq!(caller(&daemon).get("/small").text(), "small");
+    let before = memory(&daemon);
+    let mut callers: Vec<_> = (0..CROWD).map(|_| caller(&daemon)).collect();
+    std::thread::scope(|scope| {
+        for caller in &mut callers {
+            scope.spawn(move || {
+                let framing = format!("Content-Length: {WITHOUT_END}");
+                caller.send(format!("PUT / HTTP/1.1\r\nHost: up.localhost\r\n{framing}\r\n\r\n"));
+                fill(&caller.stream);
+            });
+        }
+    });
+    assert_small(&daemon, before);
+    drop(over);
 }
