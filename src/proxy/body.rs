@@ -13,10 +13,11 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::upstream::http2;
 use crate::upstream::pool::{Lease, Traffic};
+use crate::upstream::silence::Silence;
 
 use super::caller::{Activity, Turn};
 use super::clean::{Cleaner, Names};
@@ -43,37 +44,6 @@ impl fmt::Display for Broken {
 }
 
 impl std::error::Error for Broken {}
-
-/// A clock for the silences of a body. It costs nothing while frames keep coming.
-#[derive(Debug)]
-struct Silence {
-    patience: Option<Duration>,
-    timer: Option<Pin<Box<Sleep>>>,
-    is_running: bool,
-}
-
-impl Silence {
-    fn new(patience: Option<Duration>) -> Self {
-        Self { patience, timer: None, is_running: false }
-    }
-
-    fn broken(&mut self) {
-        self.is_running = false;
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(patience) = self.patience else { return Poll::Pending };
-        if !self.is_running {
-            self.is_running = true;
-            let deadline = Instant::now() + patience;
-            match &mut self.timer {
-                Some(timer) => timer.as_mut().reset(deadline),
-                None => self.timer = Some(Box::pin(sleep_until(deadline))),
-            }
-        }
-        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
-    }
-}
 
 /// Where a body comes from.
 #[derive(Debug)]
@@ -155,7 +125,7 @@ impl Body for Wire {
         }
         match Pin::new(&mut self.source).poll_frame(cx) {
             Poll::Ready(frame) => {
-                self.silence.broken();
+                self.silence.end();
                 Poll::Ready(frame)
             }
             Poll::Pending => self.silence.poll(cx).map(|()| Some(Err(Broken::Silent))),
@@ -176,11 +146,30 @@ impl Body for Wire {
 #[derive(Debug)]
 pub struct Upload {
     /// When the last frame was handed over.
-    pub last: Cell<Instant>,
+    last: Cell<Instant>,
+    /// True while the upstream would take more than the caller has sent.
+    is_starved: Cell<bool>,
     /// True once the last frame was.
     pub is_finished: Cell<bool>,
     /// Why it ended early, if it did.
     pub broken: Cell<Option<Broken>>,
+}
+
+impl Upload {
+    fn new() -> Self {
+        Self {
+            last: Cell::new(Instant::now()),
+            is_starved: Cell::new(false),
+            is_finished: Cell::new(false),
+            broken: Cell::new(None),
+        }
+    }
+
+    /// Since when it is the upstream's turn; now, if it is the caller's.
+    #[must_use]
+    pub fn awaits_upstream_since(&self) -> Instant {
+        if self.is_starved.get() { Instant::now() } else { self.last.get() }
+    }
 }
 
 /// A request's body on its way upstream.
@@ -223,8 +212,7 @@ impl Outgoing {
     /// Streams a caller's body; the second value tells how far it has come.
     #[must_use]
     pub fn streaming(wire: Wire, cleaner: Arc<Cleaner>) -> (Self, Rc<Upload>) {
-        let upload =
-            Rc::new(Upload { last: Cell::new(Instant::now()), is_finished: Cell::new(false), broken: Cell::new(None) });
+        let upload = Rc::new(Upload::new());
         let streaming = Streaming { wire, cleaner, upload: Rc::clone(&upload), traffic: None };
         (Self::Streaming(Box::new(streaming)), upload)
     }
@@ -296,6 +284,7 @@ impl Streaming {
             return Poll::Pending;
         }
         let polled = Pin::new(&mut self.wire).poll_frame(cx);
+        self.upload.is_starved.set(polled.is_pending());
         let Poll::Ready(frame) = polled else { return Poll::Pending };
         self.upload.last.set(Instant::now());
         let frame = match frame {

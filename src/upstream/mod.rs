@@ -10,6 +10,7 @@ pub mod open;
 pub mod outbound;
 pub mod pem;
 pub mod pool;
+pub mod silence;
 pub mod tls;
 pub mod tunnel;
 mod verify;

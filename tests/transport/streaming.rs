@@ -6,7 +6,7 @@ use std::net::TcpStream;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
-use super::script::{Conn, Http, Upstream, header, request};
+use super::script::{Conn, Http, Upstream, await_that, header, request};
 use super::{caller, configuration, daemon, secure_upstream};
 use crate::daemon::{Daemon, PATIENCE};
 
@@ -177,7 +177,7 @@ fn an_expectation_ends_with_us_and_a_refusal_comes_whether_the_body_does_or_not(
 }
 
 /// More than the kernel holds.
-const LARGE: usize = 32 << 20;
+const LARGE: usize = 16 << 20;
 
 /// Begins a large upload and goes on with it on a thread of its own; true if all of it was taken.
 fn upload(daemon: &Daemon, path: &str) -> (Http<TcpStream>, std::thread::JoinHandle<bool>) {
@@ -240,6 +240,48 @@ fn an_upstream_that_reads_a_little_at_a_time_gets_everything() {
         assert_eq!(caller.reply().text(), "everything");
         assert!(writing.join().unwrap());
     }
+}
+
+#[test]
+fn an_upstream_that_stops_reading_is_let_go() {
+    let (stopped, has_stopped) = mpsc::channel();
+    let script = move |mut conn: Conn| {
+        conn.head().unwrap();
+        conn.octets(1024);
+        await_that("an end", || conn.tcp.take_error().unwrap().is_some());
+        stopped.send(()).unwrap();
+    };
+    let plain = Upstream::start(script.clone());
+    let (secure, folder) = secure_upstream(script);
+    // What would end it first is off.
+    let timeouts = r#"timeouts = { body = "300ms", response = "off" }"#;
+    let daemons = [
+        daemon(&plain.url(), "", timeouts),
+        Daemon::start_in(
+            folder,
+            &configuration(&secure.url(), "", &format!("{timeouts}\ntls.ca = \"ca.pem\"")),
+            |_| {},
+        ),
+    ];
+    for daemon in &daemons {
+        let (mut caller, writing) = upload(daemon, "/");
+        let message = caller.reply().expect(504, "upstream_timeout");
+        assert!(message.contains("`timeouts.body`"), "{message}");
+        assert!(caller.has_ended());
+        let _ = writing.join();
+        has_stopped.recv_timeout(PATIENCE).unwrap();
+    }
+}
+
+#[test]
+fn a_pause_in_an_upload_is_no_delay_of_the_reply() {
+    let upstream = Upstream::start(|conn| conn.serve("yes"));
+    let daemon = daemon(&upstream.url(), "", r#"timeouts.response = "300ms""#);
+    let mut caller = caller(&daemon);
+    caller.send("PUT / HTTP/1.1\r\nHost: up.localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
+    std::thread::sleep(Duration::from_millis(700));
+    caller.send("1\r\nx\r\n0\r\n\r\n");
+    assert_eq!(caller.reply().text(), "yes");
 }
 
 /// What of the process is in memory, in KiB.
