@@ -87,13 +87,27 @@ pub struct Wire {
     silence: Silence,
     /// What was taken off the front to see whether there is anything.
     first: Option<Bytes>,
+    /// Who sends it, if it is a request's and has not ended.
+    caller: Option<Arc<Activity>>,
 }
 
 impl Wire {
+    /// A request's body: if it is dropped before its end, its caller's connection knows.
+    #[must_use]
+    pub fn of_request(body: Incoming, caller: &Arc<Activity>) -> Self {
+        let caller = (!body.is_end_stream()).then(|| Arc::clone(caller));
+        Self { source: Source::Hyper(body), silence: Silence::new(None), first: None, caller }
+    }
+
+    /// Sets how long its silences may last.
+    pub fn set_patience(&mut self, patience: Option<Duration>) {
+        self.silence.patience = patience;
+    }
+
     /// Times the silences of a body; `None` is for ever.
     #[must_use]
     pub fn new(source: Source, patience: Option<Duration>) -> Self {
-        Self { source, silence: Silence::new(patience), first: None }
+        Self { source, silence: Silence::new(patience), first: None, caller: None }
     }
 
     /// Waits until it is known whether the body has a single octet, and tells. Trailers alone make no body.
@@ -126,6 +140,9 @@ impl Body for Wire {
         match Pin::new(&mut self.source).poll_frame(cx) {
             Poll::Ready(frame) => {
                 self.silence.end();
+                if frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers)) {
+                    self.caller = None;
+                }
                 Poll::Ready(frame)
             }
             Poll::Pending => self.silence.poll(cx).map(|()| Some(Err(Broken::Silent))),
@@ -139,6 +156,14 @@ impl Body for Wire {
     fn size_hint(&self) -> SizeHint {
         // What was taken off the front is no longer counted by the rest.
         if self.first.is_some() { SizeHint::default() } else { self.source.size_hint() }
+    }
+}
+
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if let Some(caller) = self.caller.take().filter(|_| !self.is_end_stream()) {
+            caller.set_unread();
+        }
     }
 }
 

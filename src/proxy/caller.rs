@@ -49,6 +49,8 @@ pub struct Activity {
     is_write_waiting: AtomicBool,
     /// True while a reply is unfinished whose only framing is the connection's end.
     is_unframed: AtomicBool,
+    /// True if the caller may still be sending a body that nobody reads.
+    is_unread: AtomicBool,
     flushes: AtomicU64,
     is_awaited: AtomicBool,
     flush_wakers: Mutex<Vec<Waker>>,
@@ -76,6 +78,7 @@ impl Activity {
             write_patience: AtomicU64::new(60_000),
             is_write_waiting: AtomicBool::new(false),
             is_unframed: AtomicBool::new(false),
+            is_unread: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             is_awaited: AtomicBool::new(false),
             flush_wakers: Mutex::default(),
@@ -88,6 +91,7 @@ impl Activity {
         // One thread alone counts here, as everywhere in this type, so no read-modify-write is needed.
         self.turns.store(self.turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         self.phase.store(BUSY, Ordering::Relaxed);
+        self.is_unread.store(false, Ordering::Relaxed);
         Turn(Arc::clone(self))
     }
 
@@ -143,6 +147,11 @@ impl Activity {
     /// Says that a reply has begun which only the connection's end will end, or that it has come to its own end.
     pub fn set_unframed(&self, is_unframed: bool) {
         self.is_unframed.store(is_unframed, Ordering::Relaxed);
+    }
+
+    /// Says that the rest of a request's body will not be read.
+    pub fn set_unread(&self) {
+        self.is_unread.store(true, Ordering::Relaxed);
     }
 
     /// How often everything that was written has reached the kernel.
@@ -235,10 +244,14 @@ enum Wait {
     Idle,
     Farewell,
     Write,
+    Linger,
 }
 
 /// What a connection begins with that speaks HTTP/2; no request of HTTP/1 does (RFC 9113 section 3.4).
 const PREFACE: &[u8; 14] = b"PRI * HTTP/2.0";
+
+/// How long a caller may go on with a body that nobody reads, after the reply.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// How long a caller that has been told to leave may take.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -313,8 +326,8 @@ impl TimedStream {
     }
 
     fn await_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        // The write's clock runs, and no other.
-        if self.activity.is_write_waiting() {
+        // Another clock runs, and none beside it.
+        if self.activity.is_write_waiting() || self.running == Some(Wait::Linger) {
             return Poll::Pending;
         }
         match self.activity.phase.load(Ordering::Relaxed) {
@@ -346,6 +359,20 @@ impl TimedStream {
             Stream::Unix(stream) => (stream.poll_read_ready(cx), SockRef::from(stream)),
         };
         readable.is_ready() && matches!(socket.peek(&mut [MaybeUninit::uninit()]), Ok(0))
+    }
+
+    /// Reads what nobody wants, until the caller has come to an end. A connection that is closed with octets unread is
+    /// reset, and a caller that is still sending would see that instead of the reply (RFC 9112, section 9.6).
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut unread = [MaybeUninit::uninit(); 8 << 10];
+        loop {
+            let mut buf = ReadBuf::uninit(&mut unread);
+            match self.stream.poll_read(cx, &mut buf) {
+                Poll::Pending => return self.tick(cx, Wait::Linger, Some(LINGER)).map(drop),
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+            }
+        }
     }
 
     /// True if an orderly end would pass off as whole what is none, or leave octets to a caller that does not read.
@@ -452,9 +479,16 @@ impl AsyncWrite for TimedStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        let this = &mut *self;
+        if this.running != Some(Wait::Linger) {
+            ready!(match &mut this.stream {
+                Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+                Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            })?;
         }
+        if this.is_multiplexed || !this.activity.is_unread.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        this.linger(cx).map(Ok)
     }
 }

@@ -337,6 +337,7 @@ impl Worker {
         }
         let wish = Wish::of(&mut request);
         let (mut parts, body) = request.into_parts();
+        let mut wire = Wire::of_request(body, &caller.activity);
         let way = self.state.doors.find(caller.entrance, &parts.method, parts.version, &parts.uri, &parts.headers)?;
         let Some(route) = self.state.routes.get(way.route) else {
             return Err(Error::new(Code::UnknownHost, "no such route"));
@@ -356,7 +357,7 @@ impl Worker {
         if let Some(text) = way.authority.as_ref().and_then(answer) {
             return Ok(Outcome::Own(text));
         }
-        let wire = Wire::new(Source::Hyper(body), route.timeouts.body);
+        wire.set_patience(route.timeouts.body);
         // What follows the body may belong to the tunnel, so the body has to have ended.
         let reason = if wish.is_some() { hold::Reason::Needed } else { head.hold_reason(route, permit) };
         let (body, upload) = hold::hold(wire, reason, &self.state.limits, &self.state.held, &route.cleaner).await?;

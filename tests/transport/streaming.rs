@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Write};
 use std::net::TcpStream;
 use std::sync::{Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::script::{Conn, Http, Upstream, await_that, header, request};
 use super::{caller, configuration, daemon, secure_upstream};
@@ -191,6 +191,66 @@ fn upload(daemon: &Daemon, path: &str) -> (Http<TcpStream>, std::thread::JoinHan
     (caller, writing)
 }
 
+#[test]
+fn an_early_reply_comes_whole_whatever_the_upstream_does_with_the_upload() {
+    let upstream = Upstream::start(|mut conn| {
+        while let Some(head) = conn.head() {
+            let path = head.split(' ').nth(1).unwrap();
+            if path == "/" {
+                conn.ok("next");
+                continue;
+            }
+            conn.octets(1024);
+            conn.send("HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nearly");
+            match path {
+                "/read" => assert!(conn.octets(LARGE - 1024).is_some()),
+                "/unread" => return await_that("an end", || conn.tcp.take_error().unwrap().is_some()),
+                "/closed" => return conn.close(),
+                _ => return conn.reset(),
+            }
+        }
+    });
+    let daemon = daemon(&upstream.url(), "server.workers = 1", r#"timeouts.body = "500ms""#);
+    for (path, is_taken) in [("/read", true), ("/unread", true), ("/closed", true), ("/reset", true)] {
+        let (mut caller, writing) = upload(&daemon, path);
+        let reply = caller.reply();
+        assert!(reply.is_whole, "{path}");
+        assert_eq!((reply.status, reply.text().as_str()), (413, "early"), "{path}");
+        assert_eq!(writing.join().unwrap(), is_taken, "{path}");
+        if path == "/read" {
+            assert_eq!(caller.get("/").text(), "next");
+        } else {
+            assert!(caller.has_ended() && !caller.was_reset, "{path}");
+        }
+    }
+}
+
+#[test]
+fn a_refusal_reaches_a_caller_that_is_still_sending() {
+    let upstream = Upstream::start(|conn| conn.serve("yes"));
+    let daemon = daemon(&upstream.url(), "", r#"allow = ["GET /**"]"#);
+    for framing in ["", "Connection: close\r\n"] {
+        let (mut caller, writing) = upload(&daemon, &format!("/ HTTP/1.1\r\n{framing}X-A: b"));
+        assert!(writing.join().unwrap(), "a caller that cannot send on may not look for a reply");
+        caller.reply().expect(403, "not_allowed");
+        assert!(caller.has_ended() && !caller.was_reset);
+    }
+    assert_eq!(upstream.connections(), 0);
+}
+
+#[test]
+fn a_caller_that_sends_on_for_ever_is_let_go() {
+    let upstream = Upstream::start(|conn| conn.serve("yes"));
+    let daemon = daemon(&upstream.url(), "", r#"allow = ["GET /**"]"#);
+    let mut caller = caller(&daemon);
+    caller.send("PUT / HTTP/1.1\r\nHost: up.localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let began = Instant::now();
+    while caller.stream.write_all(b"1\r\nx\r\n").is_ok() {
+        assert!(began.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Reads a little at a time for a while, then everything: fast enough to be no silence, slow enough for a buffer of
 /// megabytes to seem one.
 fn sip(mut read: impl FnMut(usize) -> bool) -> bool {
@@ -267,8 +327,7 @@ fn an_upstream_that_stops_reading_is_let_go() {
         let (mut caller, writing) = upload(daemon, "/");
         let message = caller.reply().expect(504, "upstream_timeout");
         assert!(message.contains("`timeouts.body`"), "{message}");
-        assert!(caller.has_ended());
-        let _ = writing.join();
+        assert!(writing.join().unwrap() && caller.has_ended());
         has_stopped.recv_timeout(PATIENCE).unwrap();
     }
 }
