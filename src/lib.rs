@@ -44,13 +44,14 @@
 //!   alone, and one of our own listeners is never dialled.
 //! - **No reply leads to another route.** A `Location` for another door of ours, as whichever reader takes it, goes no
 //!   further, nor does a cookie that would reach the other routes.
-//! - **Nothing is held that can stream**, and what is held is counted: `limits.held_bodies` bounds the sum.
+//! - **Nothing is held that can stream**, and what is held is counted: `limits.held_bodies` bounds the sum. What a slow
+//!   reader has not read is left with the sender, but for some pieces ([`upstream::flow`]).
 //! - **A reply that broke off is never passed off as whole.** What came before the break reaches the caller, then its
 //!   connection is cut.
 //! - **Never a POST twice.** Only what was provably not written, or not looked at, goes again; GET, HEAD and OPTIONS also
 //!   where a pooled connection died before any octet of a reply.
 //! - **No lock on the way.** What threads share is immutable or an atomic; the rest is a thread's own. The one mutex guards
-//!   the wakers of broken replies' flushes, and belongs to its connection alone, as does the one in the library of HTTP/2.
+//!   the wakers of replies that wait for a flush, and belongs to its connection alone, as does the one in the library of HTTP/2.
 //! - **Every wait has an end.** Heads, bodies, connects, handshakes, replies and the drain have timeouts; connections,
 //!   streams, heads and held bodies have bounds. A tunnel alone may be silent for as long as its two sides like.
 //! - **Secrets are shown to nobody.** [`credential::SecretString`] masks itself; a rejected value of the configuration is

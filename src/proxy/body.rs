@@ -13,10 +13,11 @@ use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::Instant;
 
 use crate::upstream::http2;
-use crate::upstream::pool::Lease;
+use crate::upstream::pool::{Lease, Traffic};
+use crate::upstream::silence::Silence;
 
 use super::caller::{Activity, Turn};
 use super::clean::{Cleaner, Names};
@@ -43,37 +44,6 @@ impl fmt::Display for Broken {
 }
 
 impl std::error::Error for Broken {}
-
-/// A clock for the silences of a body. It costs nothing while frames keep coming.
-#[derive(Debug)]
-struct Silence {
-    patience: Option<Duration>,
-    timer: Option<Pin<Box<Sleep>>>,
-    is_running: bool,
-}
-
-impl Silence {
-    fn new(patience: Option<Duration>) -> Self {
-        Self { patience, timer: None, is_running: false }
-    }
-
-    fn broken(&mut self) {
-        self.is_running = false;
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(patience) = self.patience else { return Poll::Pending };
-        if !self.is_running {
-            self.is_running = true;
-            let deadline = Instant::now() + patience;
-            match &mut self.timer {
-                Some(timer) => timer.as_mut().reset(deadline),
-                None => self.timer = Some(Box::pin(sleep_until(deadline))),
-            }
-        }
-        self.timer.as_mut().map_or(Poll::Pending, |timer| timer.as_mut().poll(cx))
-    }
-}
 
 /// Where a body comes from.
 #[derive(Debug)]
@@ -124,13 +94,27 @@ pub struct Wire {
     silence: Silence,
     /// What was taken off the front to see whether there is anything.
     first: Option<Bytes>,
+    /// Who sends it, if it is a request's and has not ended.
+    caller: Option<Arc<Activity>>,
 }
 
 impl Wire {
+    /// A request's body: if it is dropped before its end, its caller's connection knows.
+    #[must_use]
+    pub fn of_request(source: Source, caller: &Arc<Activity>) -> Self {
+        let caller = (!source.is_end_stream()).then(|| Arc::clone(caller));
+        Self { source, silence: Silence::new(None), first: None, caller }
+    }
+
+    /// Sets how long its silences may last.
+    pub fn set_patience(&mut self, patience: Option<Duration>) {
+        self.silence.patience = patience;
+    }
+
     /// Times the silences of a body; `None` is for ever.
     #[must_use]
     pub fn new(source: Source, patience: Option<Duration>) -> Self {
-        Self { source, silence: Silence::new(patience), first: None }
+        Self { source, silence: Silence::new(patience), first: None, caller: None }
     }
 
     /// Waits until it is known whether the body has a single octet, and tells. Trailers alone make no body.
@@ -162,7 +146,10 @@ impl Body for Wire {
         }
         match Pin::new(&mut self.source).poll_frame(cx) {
             Poll::Ready(frame) => {
-                self.silence.broken();
+                self.silence.end();
+                if frame.as_ref().is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers)) {
+                    self.caller = None;
+                }
                 Poll::Ready(frame)
             }
             Poll::Pending => self.silence.poll(cx).map(|()| Some(Err(Broken::Silent))),
@@ -179,15 +166,42 @@ impl Body for Wire {
     }
 }
 
+impl Drop for Wire {
+    fn drop(&mut self) {
+        if let Some(caller) = self.caller.take().filter(|_| !self.is_end_stream()) {
+            caller.set_unread();
+        }
+    }
+}
+
 /// How far an upload has come, for the one who awaits the reply.
 #[derive(Debug)]
 pub struct Upload {
     /// When the last frame was handed over.
-    pub last: Cell<Instant>,
+    last: Cell<Instant>,
+    /// True while the upstream would take more than the caller has sent.
+    is_starved: Cell<bool>,
     /// True once the last frame was.
     pub is_finished: Cell<bool>,
     /// Why it ended early, if it did.
     pub broken: Cell<Option<Broken>>,
+}
+
+impl Upload {
+    fn new() -> Self {
+        Self {
+            last: Cell::new(Instant::now()),
+            is_starved: Cell::new(false),
+            is_finished: Cell::new(false),
+            broken: Cell::new(None),
+        }
+    }
+
+    /// Since when it is the upstream's turn; now, if it is the caller's.
+    #[must_use]
+    pub fn awaits_upstream_since(&self) -> Instant {
+        if self.is_starved.get() { Instant::now() } else { self.last.get() }
+    }
 }
 
 /// A request's body on its way upstream.
@@ -216,6 +230,8 @@ pub struct Streaming {
     wire: Wire,
     cleaner: Arc<Cleaner>,
     upload: Rc<Upload>,
+    /// Of the connection that it goes out on, if that is its own.
+    traffic: Option<Arc<Traffic>>,
 }
 
 impl Outgoing {
@@ -228,9 +244,16 @@ impl Outgoing {
     /// Streams a caller's body; the second value tells how far it has come.
     #[must_use]
     pub fn streaming(wire: Wire, cleaner: Arc<Cleaner>) -> (Self, Rc<Upload>) {
-        let upload =
-            Rc::new(Upload { last: Cell::new(Instant::now()), is_finished: Cell::new(false), broken: Cell::new(None) });
-        (Self::Streaming(Box::new(Streaming { wire, cleaner, upload: Rc::clone(&upload) })), upload)
+        let upload = Rc::new(Upload::new());
+        let streaming = Streaming { wire, cleaner, upload: Rc::clone(&upload), traffic: None };
+        (Self::Streaming(Box::new(streaming)), upload)
+    }
+
+    /// Lets it go no faster than a connection of its own takes it; a shared one takes from each what it has room for.
+    pub fn follow(&mut self, traffic: Option<&Arc<Traffic>>) {
+        if let Self::Streaming(streaming) = self {
+            streaming.traffic = traffic.cloned();
+        }
     }
 
     /// The same body for another attempt, if it is at hand.
@@ -287,7 +310,13 @@ impl Body for Outgoing {
 
 impl Streaming {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        // What the upstream does not take is left with the caller: the library would go on collecting it. The connection
+        // polls its body again once that has changed.
+        if self.traffic.as_ref().is_some_and(|traffic| traffic.is_blocked()) {
+            return Poll::Pending;
+        }
         let polled = Pin::new(&mut self.wire).poll_frame(cx);
+        self.upload.is_starved.set(polled.is_pending());
         let Poll::Ready(frame) = polled else { return Poll::Pending };
         self.upload.last.set(Instant::now());
         let frame = match frame {
@@ -431,6 +460,11 @@ impl FromUpstream {
     /// A break is held back until what came before it has left: the library drops what it has not written when a body
     /// errs, and the caller would lose octets, or a whole head, that the upstream did send.
     fn poll_frame(&mut self, cx: &mut Context<'_>, activity: &Activity) -> Poll<Option<Result<Frame<Bytes>, Broken>>> {
+        // What the caller does not take is left with the upstream: the library would go on collecting it.
+        if activity.is_write_waiting() {
+            activity.wake_at_flush(cx.waker());
+            return Poll::Pending;
+        }
         if self.broken.is_none() {
             let mut polled = Pin::new(&mut self.wire).poll_frame(cx);
             match &mut polled {

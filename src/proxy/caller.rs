@@ -19,6 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::upstream::flow;
+
 use super::guard::Peer;
 use super::route::Entrance;
 
@@ -43,8 +45,12 @@ pub struct Activity {
     is_overdue: AtomicBool,
     /// How long a write may stall, in milliseconds; 0 for ever.
     write_patience: AtomicU64,
+    /// A write waits for the caller to read.
+    is_write_waiting: AtomicBool,
     /// True while a reply is unfinished whose only framing is the connection's end.
     is_unframed: AtomicBool,
+    /// True if the caller may still be sending a body that nobody reads.
+    is_unread: AtomicBool,
     flushes: AtomicU64,
     is_awaited: AtomicBool,
     flush_wakers: Mutex<Vec<Waker>>,
@@ -70,7 +76,9 @@ impl Activity {
             turns: AtomicUsize::new(0),
             is_overdue: AtomicBool::new(false),
             write_patience: AtomicU64::new(60_000),
+            is_write_waiting: AtomicBool::new(false),
             is_unframed: AtomicBool::new(false),
+            is_unread: AtomicBool::new(false),
             flushes: AtomicU64::new(0),
             is_awaited: AtomicBool::new(false),
             flush_wakers: Mutex::default(),
@@ -83,6 +91,7 @@ impl Activity {
         // One thread alone counts here, as everywhere in this type, so no read-modify-write is needed.
         self.turns.store(self.turns.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         self.phase.store(BUSY, Ordering::Relaxed);
+        self.is_unread.store(false, Ordering::Relaxed);
         Turn(Arc::clone(self))
     }
 
@@ -130,9 +139,19 @@ impl Activity {
         Some(self.write_patience.load(Ordering::Relaxed)).filter(|patience| *patience > 0).map(Duration::from_millis)
     }
 
+    /// True while the caller has not read enough for all to be written that there is.
+    pub fn is_write_waiting(&self) -> bool {
+        self.is_write_waiting.load(Ordering::Relaxed)
+    }
+
     /// Says that a reply has begun which only the connection's end will end, or that it has come to its own end.
     pub fn set_unframed(&self, is_unframed: bool) {
         self.is_unframed.store(is_unframed, Ordering::Relaxed);
+    }
+
+    /// Says that the rest of a request's body will not be read.
+    pub fn set_unread(&self) {
+        self.is_unread.store(true, Ordering::Relaxed);
     }
 
     /// How often everything that was written has reached the kernel.
@@ -152,7 +171,7 @@ impl Activity {
     fn flushed(&self) {
         let flushes = self.flushes.load(Ordering::Relaxed);
         self.flushes.store(flushes.wrapping_add(1), Ordering::Relaxed);
-        // Only a reply that broke off waits here, so the lock is off the way of a request.
+        // Only a reply that broke off or is read slowly waits here, so the lock is off the way of a request.
         if self.is_awaited.load(Ordering::Relaxed) {
             self.is_awaited.store(false, Ordering::Relaxed);
             self.flush_wakers.lock().unwrap_or_else(PoisonError::into_inner).drain(..).for_each(Waker::wake);
@@ -195,8 +214,8 @@ pub enum Stream {
 impl Stream {
     fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Tcp(stream) => flow::poll_read(stream, cx, buf),
+            Self::Unix(stream) => flow::poll_read(stream, cx, buf),
         }
     }
 }
@@ -211,8 +230,6 @@ pub struct TimedStream {
     timer: Option<Pin<Box<Sleep>>>,
     /// What the timer runs for, so that it is set once and not at every poll.
     running: Option<Wait>,
-    /// A write waits, so the write's clock runs and no other.
-    is_write_waiting: bool,
     /// Requests share this connection, so what comes between two of them need not be a head.
     is_multiplexed: bool,
     /// What was read to see which version of HTTP is spoken, and how much of it has been passed on.
@@ -229,10 +246,14 @@ enum Wait {
     Idle,
     Farewell,
     Write,
+    Linger,
 }
 
 /// What a connection begins with that speaks HTTP/2; no request of HTTP/1 does (RFC 9113 section 3.4).
 const PREFACE: &[u8; 14] = b"PRI * HTTP/2.0";
+
+/// How long a caller may go on with a body that nobody reads, after the reply.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// How long a caller that has been told to leave may take.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -253,7 +274,6 @@ impl TimedStream {
             idle_timeout,
             timer: None,
             running: None,
-            is_write_waiting: false,
             is_multiplexed: false,
             start: ([0; PREFACE.len()], 0..0),
             is_read_to_end: false,
@@ -309,7 +329,8 @@ impl TimedStream {
     }
 
     fn await_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if self.is_write_waiting {
+        // Another clock runs, and none beside it.
+        if self.activity.is_write_waiting() || self.running == Some(Wait::Linger) {
             return Poll::Pending;
         }
         match self.activity.phase.load(Ordering::Relaxed) {
@@ -343,14 +364,28 @@ impl TimedStream {
         readable.is_ready() && matches!(socket.peek(&mut [MaybeUninit::uninit()]), Ok(0))
     }
 
+    /// Reads what nobody wants, until the caller has come to an end. A connection that is closed with octets unread is
+    /// reset, and a caller that is still sending would see that instead of the reply (RFC 9112, section 9.6).
+    fn linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut unread = [MaybeUninit::uninit(); 8 << 10];
+        loop {
+            let mut buf = ReadBuf::uninit(&mut unread);
+            match self.stream.poll_read(cx, &mut buf) {
+                Poll::Pending => return self.tick(cx, Wait::Linger, Some(LINGER)).map(drop),
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+            }
+        }
+    }
+
     /// True if an orderly end would pass off as whole what is none, or leave octets to a caller that does not read.
     fn is_cut(&self) -> bool {
-        self.is_write_waiting || self.activity.is_unframed.load(Ordering::Relaxed)
+        self.activity.is_write_waiting() || self.activity.is_unframed.load(Ordering::Relaxed)
     }
 
     fn wrote(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.is_write_waiting = written.is_pending();
-        if self.is_write_waiting {
+        self.activity.is_write_waiting.store(written.is_pending(), Ordering::Relaxed);
+        if written.is_pending() {
             let patience = self.activity.write_patience();
             return self.tick(cx, Wait::Write, patience).map(Err);
         }
@@ -453,9 +488,16 @@ impl AsyncWrite for TimedStream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.stream {
-            Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        let this = &mut *self;
+        if this.running != Some(Wait::Linger) {
+            ready!(match &mut this.stream {
+                Stream::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+                Stream::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            })?;
         }
+        if this.is_multiplexed || !this.activity.is_unread.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
+        this.linger(cx).map(Ok)
     }
 }

@@ -149,17 +149,28 @@ pub fn remove_named_by_connection(headers: &mut HeaderMap) {
 }
 
 /// Refuses every transfer coding but one plain `chunked`, and a length beside it: hyper undoes that one alone, and what
-/// would go on as something else than it says is how requests are smuggled and replies garbled. A length that is a list,
-/// on one line or several, must not go on as one (RFC 9110, section 8.6), and clients that read a number there wait for
-/// ever; over HTTP/2 the library also takes none for a length.
+/// would go on as something else than it says is how requests are smuggled and replies garbled. A length that is a list
+/// must not go on as one (RFC 9110, section 8.6), and clients that read a number there wait for ever; the same length
+/// twice goes on as one. Over HTTP/2 the library also takes none for a length.
 ///
 /// # Errors
 /// What is wrong.
-pub fn framing(headers: &HeaderMap) -> Result<(), &'static str> {
+pub fn framing(headers: &mut HeaderMap) -> Result<(), &'static str> {
     let is_number = |length: &HeaderValue| !length.is_empty() && length.as_bytes().iter().all(u8::is_ascii_digit);
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    if lengths.next().is_some_and(|length| !is_number(length) || lengths.next().is_some()) {
-        return Err("the body's length is not one number");
+    if let Some(length) = lengths.next() {
+        let mut is_repeated = false;
+        let is_same = lengths.all(|other| {
+            is_repeated = true;
+            other == length
+        });
+        if !is_number(length) || !is_same {
+            return Err("the body's length is not one number");
+        }
+        if is_repeated {
+            let length = length.clone();
+            headers.insert(CONTENT_LENGTH, length);
+        }
     }
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let is_plain = match (codings.next(), codings.next()) {
@@ -296,7 +307,12 @@ mod tests {
         for length in ["", "3,3", "+3", "3 ", "0x3"] {
             assert_eq!(clean(&[("content-length", length)]), Err(Code::BadRequest), "{length}");
         }
-        assert_eq!(clean(&[("content-length", "3"), ("content-length", "3")]), Err(Code::BadRequest));
+        assert_eq!(clean(&[("content-length", "3"), ("content-length", "4")]), Err(Code::BadRequest));
+        let same = clean(&[("content-length", "3"), ("content-length", "3")]).unwrap();
+        assert_eq!(
+            same.iter().filter(|field| field.starts_with("content-length")).collect::<Vec<_>>(),
+            ["content-length: 3"]
+        );
     }
 
     #[test]

@@ -10,6 +10,7 @@ use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::upstream::connect::keep_alive;
+use crate::upstream::flow;
 
 use super::caller::Stream;
 use super::guard::Peer;
@@ -177,6 +178,7 @@ impl Listener {
                 let (stream, address) = listener.accept().await?;
                 // A reply is written whole, so there is nothing to wait for.
                 let _ = stream.set_nodelay(true);
+                flow::bound_unsent(&SockRef::from(&stream));
                 // One on this machine cannot vanish without the kernel's knowing.
                 if !address.ip().to_canonical().is_loopback() {
                     keep_alive(&SockRef::from(&stream));

@@ -132,6 +132,7 @@ pub async fn send(
     let (written, read) = (traffic.written(), traffic.read());
     let is_reused = connection.is_reused;
     way.endpoint.target.passage.adapt(&mut request);
+    request.body_mut().follow(Some(&traffic));
     let response = connection.sender.try_send_request(request);
     let outcome = within(response, &mut connection.timer, way.timeouts.response, upload).await;
     let (error, unsent) = match outcome {
@@ -167,7 +168,8 @@ async fn over_http2(
     request: Request<Outgoing>,
     upload: Option<&Rc<Upload>>,
 ) -> Result<(Response<Source>, Lease<Outgoing>), Box<Failure>> {
-    let (head, body) = request.into_parts();
+    let (head, mut body) = request.into_parts();
+    body.follow(None);
     let head = match http2::head(head) {
         Ok(head) => head,
         Err(error) => {
@@ -239,7 +241,8 @@ async fn open(way: Way<'_>, offer: Offer) -> Result<Connection<Outgoing>, Error>
     open::open(&plan, offer).await.map_err(|trouble| unreachable(&trouble, way))
 }
 
-/// Awaits a reply; the clock begins anew with every part of the body that is handed over. `None` is a timeout.
+/// Awaits a reply; the clock begins anew with every part of the body that is handed over, and does not run while the caller
+/// owes one. `None` is a timeout.
 async fn within<F: Future>(
     future: F,
     timer: &mut Pin<Box<tokio::time::Sleep>>,
@@ -258,7 +261,7 @@ async fn within<F: Future>(
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            let since = upload.map_or(began, |upload| upload.last.get().max(began));
+            let since = upload.map_or(began, |upload| upload.awaits_upstream_since().max(began));
             if since + patience <= Instant::now() {
                 return Poll::Ready(None);
             }
@@ -329,6 +332,9 @@ fn describe(error: &hyper::Error, way: Way<'_>, upload: Option<&Rc<Upload>>) -> 
     if let Some(error) = io.filter(|error| diagnosis::cause(error).is_some()) {
         return Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {}", in_words(error, way)));
     }
+    if io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
+        return unread(way);
+    }
     let what = if error.is_parse_too_large() {
         "its reply's head is larger than `limits.header_bytes`, or has more than 100 headers".to_owned()
     } else if error.is_parse() {
@@ -352,6 +358,7 @@ fn describe_http2(error: &h2::Error, way: Way<'_>, upload: Option<&Rc<Upload>>, 
         return Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {trouble}"));
     }
     let what = match (error.get_io(), error.reason()) {
+        (Some(error), _) if error.kind() == io::ErrorKind::TimedOut => return unread(way),
         (Some(error), _) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof) => {
             "it closed the connection before a reply".to_owned()
         }
@@ -364,14 +371,17 @@ fn describe_http2(error: &h2::Error, way: Way<'_>, upload: Option<&Rc<Upload>>, 
             "its reply is not HTTP/2, or the head of it is larger than `limits.header_bytes`: {reason:?} ({reason})"
         ),
         // Nobody resets a stream here but who feeds it.
-        (None, Some(_)) => {
-            let seconds = way.timeouts.body.unwrap_or_default().as_secs_f32();
-            let message = format!("{endpoint} took nothing of the request's body for {seconds} s (`timeouts.body`)");
-            return Error::new(Code::UpstreamTimeout, message);
-        }
+        (None, Some(_)) => return unread(way),
         (None, None) => format!("the request cannot be sent over HTTP/2: {error}"),
     };
     Error::new(Code::UpstreamProtocol, format!("{endpoint}: {what}"))
+}
+
+fn unread(way: Way<'_>) -> Error {
+    let (endpoint, seconds) = (&way.endpoint.target, way.timeouts.body.unwrap_or_default().as_secs_f32());
+    let message =
+        format!("{endpoint} took nothing of the request for {seconds} s: raise `timeouts.body` if it needs longer");
+    Error::new(Code::UpstreamTimeout, message)
 }
 
 fn unanswered(way: Way<'_>) -> Error {

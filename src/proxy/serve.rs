@@ -207,8 +207,11 @@ impl Worker {
             // Boxed, so that a connection that waits for a request is small.
             Box::pin(self.answer(caller, request, turn, &exit))
         });
+        let header_bytes = self.state.limits.header_bytes;
         let mut builder = http1::Builder::new();
-        builder.auto_date_header(false).header_read_timeout(None).max_buf_size(self.state.limits.header_bytes);
+        // The buffer alone would let heads pass that are a little larger.
+        builder.auto_date_header(false).header_read_timeout(None);
+        builder.max_buf_size(header_bytes).max_header_size(header_bytes);
         let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
         self.drive(caller, connection, http1::UpgradeableConnection::graceful_shutdown).await?;
         let tunnel = exit.take();
@@ -303,10 +306,12 @@ impl Worker {
                     response.map(|_| Reply::own(Bytes::new(), turn))
                 } else {
                     caller.activity.set_switching(false);
-                    let (head, body) = response.into_parts();
+                    let (mut head, body) = response.into_parts();
                     let wire = Wire::new(body, body_patience);
                     if version == Version::HTTP_10 && wire.size_hint().exact().is_none() {
                         caller.activity.set_unframed(true);
+                        // Else the library would promise to keep a connection whose end is the reply's.
+                        head.version = Version::HTTP_10;
                     }
                     Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed.cloned(), turn))
                 }
@@ -341,6 +346,8 @@ impl Worker {
         }
         let wish = Wish::of(&mut request);
         let (mut parts, body) = request.into_parts();
+        let source = if parts.version == Version::HTTP_2 { Source::Stream(body) } else { Source::Hyper(body) };
+        let mut wire = Wire::of_request(source, &caller.activity);
         let way = self.state.doors.find(caller.entrance, &parts.method, parts.version, &parts.uri, &parts.headers)?;
         let Some(route) = self.state.routes.get(way.route) else {
             return Err(Error::new(Code::UnknownHost, "no such route"));
@@ -360,8 +367,7 @@ impl Worker {
         if let Some(text) = way.authority.as_ref().and_then(answer) {
             return Ok(Outcome::Own(text));
         }
-        let source = if parts.version == Version::HTTP_2 { Source::Stream(body) } else { Source::Hyper(body) };
-        let wire = Wire::new(source, route.timeouts.body);
+        wire.set_patience(route.timeouts.body);
         // What follows the body may belong to the tunnel, so the body has to have ended.
         let reason = if wish.is_some() { hold::Reason::Needed } else { head.hold_reason(route, permit) };
         let (body, upload) = hold::hold(wire, reason, &self.state.limits, &self.state.held, &route.cleaner).await?;
@@ -391,7 +397,7 @@ impl Worker {
             let granted = wish.filter(|wish| wish.is_granted(response.headers()));
             Some(granted.ok_or_else(|| protocol("it switched to a protocol that nobody had asked for"))?)
         } else {
-            clean::framing(response.headers()).map_err(protocol)?;
+            clean::framing(response.headers_mut()).map_err(protocol)?;
             None
         };
         let body_patience = route.timeouts.body;

@@ -98,7 +98,7 @@ impl Tunnel {
         drop(lease);
         activity.set_tunnel();
         let Ok(parts) = upstream.downcast::<TokioIo<Counted<Stream>>>() else { return };
-        let upstream = parts.io.into_inner().into_inner();
+        let mut upstream = parts.io.into_inner().into_inner();
         upstream.endure();
         let mut caller = TokioIo::new(caller);
         if let Err(error) = join(&mut caller, &parts.read_buf, upstream).await {

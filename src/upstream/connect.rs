@@ -19,7 +19,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::outbound::{Passage, ProxyServer};
-use super::{Endpoint, Host, Timeouts, tls, tunnel};
+use super::silence::Silence;
+use super::{Endpoint, Host, Timeouts, flow, tls, tunnel};
 
 /// Everything that is needed to reach an endpoint.
 #[derive(Clone, Debug)]
@@ -84,12 +85,17 @@ pub enum Trouble {
     Proxy(Arc<ProxyServer>, Box<Self>),
 }
 
-/// A connection to an upstream.
+/// A connection to an upstream, which does not wait for ever for it to read.
 #[derive(Debug)]
-pub enum Stream {
-    /// In the clear.
+pub struct Stream {
+    layer: Layer,
+    /// While something waits to be read.
+    silence: Silence,
+}
+
+#[derive(Debug)]
+enum Layer {
     Plain(TcpStream),
-    /// Over TLS.
     Tls(Box<TlsStream<TcpStream>>),
 }
 
@@ -97,24 +103,37 @@ impl Stream {
     /// True if HTTP/2 was agreed on.
     #[must_use]
     pub fn is_http2(&self) -> bool {
-        matches!(self, Self::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2))
+        matches!(&self.layer, Layer::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2))
     }
 
     fn socket(&self) -> SockRef<'_> {
-        SockRef::from(match self {
-            Self::Plain(stream) => stream,
-            Self::Tls(stream) => stream.get_ref().0,
+        SockRef::from(match &self.layer {
+            Layer::Plain(stream) => stream,
+            Layer::Tls(stream) => stream.get_ref().0,
         })
     }
 
     /// Lets the peer leave unread what was sent for as long as it likes.
-    pub fn endure(&self) {
+    pub fn endure(&mut self) {
+        self.silence.patience = None;
         let _ = self.socket().set_tcp_user_timeout(None);
     }
 
     /// Makes the end of this connection a reset, so that it does not pass for an orderly one.
     pub fn cut(&self) {
         let _ = self.socket().set_linger(Some(Duration::ZERO));
+    }
+
+    /// Ends a wait that has lasted too long, and with it the connection: nothing else would end what the peer does not read.
+    fn wrote<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.silence.end();
+            return written;
+        }
+        self.silence.poll(cx).map(|()| {
+            self.cut();
+            Err(io::ErrorKind::TimedOut.into())
+        })
     }
 }
 
@@ -135,11 +154,12 @@ pub async fn connect(
             None => dialling.reach(&target.host, target.port).await?,
             Some(proxy) => dialling.through(proxy, target).await?,
         };
-        let Some(Tls { http1, http2, name }) = &target.tls else { return Ok(Stream::Plain(tcp)) };
+        let stream = |layer| Stream { layer, silence: Silence::new(timeouts.body) };
+        let Some(Tls { http1, http2, name }) = &target.tls else { return Ok(stream(Layer::Plain(tcp))) };
         let config = http2.as_ref().filter(|_| offer == Offer::Any).unwrap_or(http1);
         let connector = TlsConnector::from(Arc::clone(config));
         let tls = connector.connect(name.clone(), tcp).await.map_err(Trouble::Tls)?;
-        Ok(Stream::Tls(Box::new(tls)))
+        Ok(stream(Layer::Tls(Box::new(tls))))
     };
     within(deadline, CONNECTING, reach).await
 }
@@ -253,6 +273,7 @@ fn is_ourselves(stream: &TcpStream, own: &[SocketAddr]) -> bool {
 fn prepare(stream: &TcpStream, silence: Option<Duration>) {
     let socket = SockRef::from(stream);
     let _ = socket.set_tcp_nodelay(true);
+    flow::bound_unsent(&socket);
     // The kernel counts an upstream that is alive but does not read as well, and that may be silent as its body may.
     let _ = socket.set_tcp_user_timeout(silence.map(|silence| silence.max(UNACKNOWLEDGED)));
     keep_alive(&socket);
@@ -272,19 +293,20 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
-            Self::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+        match &mut self.layer {
+            Layer::Plain(stream) => flow::poll_read(stream, cx, buf),
+            Layer::Tls(stream) => flow::poll_read(stream, cx, buf),
         }
     }
 }
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_write(cx, data),
-            Self::Tls(stream) => Pin::new(stream).poll_write(cx, data),
-        }
+        let written = match &mut self.layer {
+            Layer::Plain(stream) => Pin::new(stream).poll_write(cx, data),
+            Layer::Tls(stream) => Pin::new(stream).poll_write(cx, data),
+        };
+        self.wrote(cx, written)
     }
 
     fn poll_write_vectored(
@@ -292,30 +314,32 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, data),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, data),
-        }
+        let written = match &mut self.layer {
+            Layer::Plain(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+            Layer::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+        };
+        self.wrote(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
+        match &self.layer {
+            Layer::Plain(stream) => stream.is_write_vectored(),
+            Layer::Tls(stream) => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        let flushed = match &mut self.layer {
+            Layer::Plain(stream) => Pin::new(stream).poll_flush(cx),
+            Layer::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        };
+        self.wrote(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *self {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        match &mut self.layer {
+            Layer::Plain(stream) => Pin::new(stream).poll_shutdown(cx),
+            Layer::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }

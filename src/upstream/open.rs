@@ -136,7 +136,8 @@ where
         return Ok(Connection::Http2(place));
     }
     let mut builder = http1::Builder::new();
-    builder.max_buf_size(plan.header_bytes);
+    // The buffer alone would let heads pass that are a little larger.
+    builder.max_buf_size(plan.header_bytes).max_header_size(plan.header_bytes);
     let handshake = builder.handshake(TokioIo::new(stream)).await;
     let (sender, task) = handshake.map_err(|error| Trouble::Broken(io::Error::other(error)))?;
     // The task ends with its connection: when the upstream closes it, or when the sender is dropped.

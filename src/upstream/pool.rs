@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -272,6 +272,7 @@ impl<B> Lease<B> {
 pub struct Traffic {
     written: AtomicU64,
     read: AtomicU64,
+    is_blocked: AtomicBool,
     trouble: OnceLock<rustls::Error>,
 }
 
@@ -284,6 +285,11 @@ impl Traffic {
     /// Octets read so far.
     pub fn read(&self) -> u64 {
         self.read.load(Ordering::Relaxed)
+    }
+
+    /// True while the upstream has not read enough for all to be written that there is.
+    pub fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::Relaxed)
     }
 
     /// What TLS had to say when it broke, which not every library above passes on.
@@ -333,13 +339,25 @@ impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
 impl<S> Counted<S> {
     /// A peer that has closed may have answered before, and the library does not read what it cannot write to: so what is
     /// left is written to nowhere, not counted, and reading shows what the peer had to say.
-    fn wrote(&self, written: Poll<io::Result<usize>>, all: usize) -> Poll<io::Result<usize>> {
+    fn wrote(&self, cx: &Context<'_>, written: Poll<io::Result<usize>>, all: usize) -> Poll<io::Result<usize>> {
+        self.note(cx, &written);
         match written {
             Poll::Ready(Ok(octets)) => Self::add(&self.traffic.written, octets),
             Poll::Ready(Err(ref error)) if is_gone(error) => return Poll::Ready(Ok(all)),
             _ => {}
         }
         written
+    }
+
+    /// Notes whether the upstream takes what there is.
+    fn note<T>(&self, cx: &Context<'_>, done: &Poll<T>) {
+        if self.traffic.is_blocked() != done.is_pending() {
+            self.traffic.is_blocked.store(done.is_pending(), Ordering::Relaxed);
+            if done.is_ready() {
+                // The body waits for this, and is a part of the same task.
+                cx.waker().wake_by_ref();
+            }
+        }
     }
 }
 
@@ -350,7 +368,7 @@ fn is_gone(error: &io::Error) -> bool {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(cx, data);
-        self.wrote(written, data.len())
+        self.wrote(cx, written, data.len())
     }
 
     fn poll_write_vectored(
@@ -359,7 +377,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write_vectored(cx, data);
-        self.wrote(written, data.iter().map(|slice| slice.len()).sum())
+        self.wrote(cx, written, data.iter().map(|slice| slice.len()).sum())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -367,7 +385,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx).map(|flushed| match flushed {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.note(cx, &flushed);
+        flushed.map(|flushed| match flushed {
             Err(error) if is_gone(&error) => Ok(()),
             flushed => flushed,
         })

@@ -105,7 +105,8 @@ pub struct Conn {
     /// Its number, from 0.
     pub index: usize,
     http: Http<Recorded>,
-    tcp: TcpStream,
+    /// Its socket, below TLS.
+    pub tcp: TcpStream,
 }
 
 impl Conn {

@@ -484,14 +484,15 @@ async fn a_length_that_is_not_one_number_goes_no_further() {
     let upstream = mirror();
     let daemon = daemon(&upstream.url(), "", "");
     let mut caller = Caller::connect(&daemon).await;
-    for lengths in [&["0", "0"][..], &[""]] {
-        let mut request = Request::post("http://up.localhost/");
-        for length in lengths {
-            request = request.header("content-length", *length);
-        }
-        let (response, ..) = caller.ask(request.body(()).unwrap()).await;
-        assert_eq!(response.status(), 400, "{lengths:?}");
-        assert_eq!(response.headers()["x-countersign-error"], "bad_request", "{lengths:?}");
-    }
+    let request = Request::post("http://up.localhost/").header("content-length", "").body(()).unwrap();
+    let (response, ..) = caller.ask(request).await;
+    assert_eq!(
+        (response.status(), &response.headers()["x-countersign-error"]),
+        (StatusCode::BAD_REQUEST, &"bad_request".parse().unwrap())
+    );
     assert_eq!(upstream.connections(), 0);
+    let twice = Request::post("http://up.localhost/").header("content-length", "0").header("content-length", "0");
+    let (response, body, _) = caller.ask(twice.body(()).unwrap()).await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(String::from_utf8(body.unwrap()).unwrap().matches("content-length").count(), 1);
 }

@@ -16,6 +16,7 @@ mod script;
 
 mod bodies;
 mod bundles;
+mod cuts;
 mod h2;
 mod h2c;
 mod leaving;
@@ -24,6 +25,7 @@ mod process;
 mod refused;
 mod reuse;
 mod sessions;
+mod streaming;
 mod timeouts;
 mod tls;
 mod upgrades;

@@ -325,23 +325,34 @@ fn one_caller_too_many_is_told_so_until_another_goes() {
     assert_eq!(second.get("/").status, 200);
 }
 
+/// A head of so many octets.
+fn head_of(size: usize, start: &str) -> String {
+    let rest = "Content-Length: 0\r\n\r\n";
+    let filled = format!("{start}\r\nX-Large: \r\n{rest}").len();
+    format!("{start}\r\nX-Large: {}\r\n{rest}", "x".repeat(size - filled))
+}
+
 #[test]
 fn a_head_may_be_as_large_as_the_limit_says() {
+    const LIMIT: usize = 64 << 10;
     let upstream = Upstream::start(|mut conn| {
         while let Some((head, _)) = conn.request() {
-            let size = if head.starts_with("GET /large ") { 9 << 10 } else { 7 << 10 };
-            conn.send(format!("HTTP/1.1 200 OK\r\nX-Large: {}\r\nContent-Length: 0\r\n\r\n", "x".repeat(size)));
+            let size = head.split(['/', ' ']).nth(2).unwrap().parse().unwrap();
+            conn.send(head_of(size, "HTTP/1.1 200 OK"));
         }
     });
-    let daemon = daemon(&upstream.url(), r#"limits.header_bytes = "8KiB""#, "");
-    let head = |size| format!("GET / HTTP/1.1\r\nHost: up.localhost\r\nX-Large: {}\r\n\r\n", "x".repeat(size));
-    let mut caller = caller(&daemon);
-    caller.send(head(7 << 10));
-    let reply = caller.reply();
-    assert_eq!((reply.status, reply.header("x-large").unwrap().len()), (200, 7 << 10));
-    let message = caller.get("/large").expect(502, "upstream_protocol");
-    assert!(message.contains("`limits.header_bytes`"), "{message}");
-    caller.send(head(9 << 10));
-    assert_eq!(caller.reply().status, 431);
-    assert!(caller.has_ended());
+    let daemon = daemon(&upstream.url(), "", "");
+    for size in [LIMIT - 1024, LIMIT, LIMIT + 1, LIMIT + 1024, LIMIT + (8 << 10), 2 * LIMIT] {
+        let mut caller = caller(&daemon);
+        let reply = caller.get(&format!("/{size}"));
+        if size <= LIMIT {
+            assert_eq!(reply.status, 200, "{size}");
+        } else {
+            let message = reply.expect(502, "upstream_protocol");
+            assert!(message.contains("`limits.header_bytes`"), "{size}: {message}");
+        }
+        caller.send(head_of(size, "GET /1000 HTTP/1.1\r\nHost: up.localhost"));
+        assert_eq!(caller.reply().status, if size <= LIMIT { 200 } else { 431 }, "{size}");
+        assert!(size <= LIMIT || caller.has_ended(), "{size}");
+    }
 }
