@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use http::header::{AUTHORIZATION, HeaderName, ORIGIN, PROXY_AUTHORIZATION};
+use http::header::{AUTHORIZATION, HeaderName, ORIGIN, PROXY_AUTHORIZATION, UPGRADE};
 use http::{HeaderMap, Method};
 use ipnet::IpNet;
 use subtle::ConstantTimeEq;
@@ -31,7 +31,10 @@ pub fn browser(
     for origin in headers.get_all(ORIGIN) {
         let origin = origin.to_str().unwrap_or_default();
         is_named = origins.iter().any(|named| named.eq_ignore_ascii_case(origin));
-        if !is_named && !is_same_origin(origin, authority) {
+        // Not every browser says with an upgrade from which site it comes, so there an origin that all routes share is
+        // a stranger's.
+        let is_shared = door == Door::Path && headers.contains_key(UPGRADE);
+        if !is_named && (is_shared || !is_same_origin(origin, authority)) {
             return Err(cross_site());
         }
     }
@@ -435,6 +438,10 @@ mod tests {
         ] {
             assert!(!check(Door::Host, pairs), "{pairs:?}");
         }
+        let upgrade = [("origin", "http://cert.localhost:8080"), ("upgrade", "websocket")];
+        assert!(check(Door::Host, &upgrade) && !check(Door::Path, &upgrade));
+        assert!(check(Door::Path, &[("origin", "https://app.example"), ("upgrade", "websocket")]));
+        assert!(check(Door::Path, &[("upgrade", "websocket")]));
         assert!(check(Door::Path, &[("sec-fetch-site", "none")]));
         assert!(!check(Door::Path, &[("sec-fetch-site", "same-origin")]));
     }
