@@ -113,10 +113,12 @@ impl Stream {
         })
     }
 
-    /// Lets the peer leave unread what was sent for as long as it likes.
+    /// Lets the peer leave unread what was sent for as long as it likes, and the kernel hold as much of it as it does for
+    /// other programs: then the end of what a sender had to say is seen, even where the peer has stopped reading.
     pub fn endure(&mut self) {
         self.silence.patience = None;
         let _ = self.socket().set_tcp_user_timeout(None);
+        flow::unbound_unsent(&self.socket());
     }
 
     /// Makes the end of this connection a reset, so that it does not pass for an orderly one.

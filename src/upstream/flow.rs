@@ -32,6 +32,11 @@ pub fn bound_unsent(socket: &SockRef<'_>) {
     let _ = socket.set_tcp_notsent_lowat(UNSENT);
 }
 
+/// Leaves it to the kernel how much waits there.
+pub fn unbound_unsent(socket: &SockRef<'_>) {
+    let _ = socket.set_tcp_notsent_lowat(u32::MAX);
+}
+
 /// One less than a power of two: a read that fills the library's buffer makes it double the next one. Smaller pieces cost
 /// throughput, larger ones hardly gain any.
 const PIECE: usize = (32 << 10) - 1;

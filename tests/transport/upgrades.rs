@@ -302,3 +302,28 @@ fn a_caller_that_breaks_off_before_the_switch_leaves_nothing_behind() {
     upstream.await_end(0);
     await_that("nothing is open", || daemon_sockets(&daemon) == 1);
 }
+
+#[test]
+fn the_end_of_what_a_caller_says_is_seen_even_where_nobody_listens() {
+    let (script, conns) = switching();
+    let upstream = Upstream::start(script);
+    let daemon = daemon(&upstream.url(), "", "");
+    let mut caller = caller(&daemon);
+    caller.send(ATTACH);
+    caller.head().unwrap();
+    let mut conn = conns.recv_timeout(PATIENCE).unwrap();
+    caller.send(vec![b'x'; 1 << 20]);
+    caller.stream.shutdown(Shutdown::Write).unwrap();
+    let ports = (daemon.address().port(), caller.stream.local_addr().unwrap().port());
+    await_that("everything is taken, with its end", || unread(&daemon, ports) == Some(0));
+    assert_eq!(conn.rest().len(), 1 << 20);
+}
+
+/// How many octets wait at a daemon's end of a connection between these ports, their end among them.
+fn unread(daemon: &Daemon, (own, other): (u16, u16)) -> Option<usize> {
+    let table = std::fs::read_to_string(format!("/proc/{}/net/tcp", daemon.pid())).unwrap();
+    let (own, other) = (format!(":{own:04X}"), format!(":{other:04X}"));
+    let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let row = rows.into_iter().find(|row| row[1].ends_with(&own) && row[2].ends_with(&other))?;
+    usize::from_str_radix(row[4].split_once(':')?.1, 16).ok()
+}
