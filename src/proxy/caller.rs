@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::upstream::flow;
+use crate::upstream::flow::Flow;
 
 use super::guard::Peer;
 use super::route::Entrance;
@@ -212,10 +212,10 @@ pub enum Stream {
 }
 
 impl Stream {
-    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, flow: &mut Flow, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self {
-            Self::Tcp(stream) => flow::poll_read(stream, cx, buf),
-            Self::Unix(stream) => flow::poll_read(stream, cx, buf),
+            Self::Tcp(stream) => flow.poll_read(stream, cx, buf),
+            Self::Unix(stream) => flow.poll_read(stream, cx, buf),
         }
     }
 }
@@ -224,6 +224,7 @@ impl Stream {
 #[derive(Debug)]
 pub struct TimedStream {
     stream: Stream,
+    flow: Flow,
     activity: Arc<Activity>,
     header_timeout: Option<Duration>,
     idle_timeout: Option<Duration>,
@@ -269,6 +270,7 @@ impl TimedStream {
     ) -> Self {
         Self {
             stream,
+            flow: Flow::default(),
             activity,
             header_timeout,
             idle_timeout,
@@ -300,7 +302,7 @@ impl TimedStream {
             }
             let read = poll_fn(|cx| {
                 let mut rest = ReadBuf::new(self.start.0.get_mut(filled..).unwrap_or_default());
-                let read = self.stream.poll_read(cx, &mut rest);
+                let read = self.stream.poll_read(&mut self.flow, cx, &mut rest);
                 let octets = rest.filled().len();
                 if read.is_pending() { self.await_read(cx).map(Err) } else { read.map_ok(|()| octets) }
             });
@@ -370,7 +372,7 @@ impl TimedStream {
         let mut unread = [MaybeUninit::uninit(); 8 << 10];
         loop {
             let mut buf = ReadBuf::uninit(&mut unread);
-            match self.stream.poll_read(cx, &mut buf) {
+            match self.stream.poll_read(&mut self.flow, cx, &mut buf) {
                 Poll::Pending => return self.tick(cx, Wait::Linger, Some(LINGER)).map(drop),
                 Poll::Ready(Ok(())) if !buf.filled().is_empty() => {}
                 Poll::Ready(_) => return Poll::Ready(()),
@@ -416,7 +418,7 @@ impl AsyncRead for TimedStream {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        let read = this.stream.poll_read(cx, buf);
+        let read = this.stream.poll_read(&mut this.flow, cx, buf);
         let has_more = buf.filled().len() > before;
         this.is_read_to_end = !has_more;
         if matches!(read, Poll::Ready(Ok(()))) && !has_more && this.activity.phase.load(Ordering::Relaxed) == SWITCHING

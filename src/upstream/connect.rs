@@ -18,9 +18,10 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::flow::{self, Flow};
 use super::outbound::{Passage, ProxyServer};
 use super::silence::Silence;
-use super::{Endpoint, Host, Timeouts, flow, tls, tunnel};
+use super::{Endpoint, Host, Timeouts, tls, tunnel};
 
 /// Everything that is needed to reach an endpoint.
 #[derive(Clone, Debug)]
@@ -89,6 +90,7 @@ pub enum Trouble {
 #[derive(Debug)]
 pub struct Stream {
     layer: Layer,
+    flow: Flow,
     /// While something waits to be read.
     silence: Silence,
 }
@@ -156,7 +158,7 @@ pub async fn connect(
             None => dialling.reach(&target.host, target.port).await?,
             Some(proxy) => dialling.through(proxy, target).await?,
         };
-        let stream = |layer| Stream { layer, silence: Silence::new(timeouts.body) };
+        let stream = |layer| Stream { layer, flow: Flow::default(), silence: Silence::new(timeouts.body) };
         let Some(Tls { http1, http2, name }) = &target.tls else { return Ok(stream(Layer::Plain(tcp))) };
         let config = http2.as_ref().filter(|_| offer == Offer::Any).unwrap_or(http1);
         let connector = TlsConnector::from(Arc::clone(config));
@@ -295,9 +297,10 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 impl AsyncRead for Stream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match &mut self.layer {
-            Layer::Plain(stream) => flow::poll_read(stream, cx, buf),
-            Layer::Tls(stream) => flow::poll_read(stream, cx, buf),
+        let Self { layer, flow, .. } = &mut *self;
+        match layer {
+            Layer::Plain(stream) => flow.poll_read(stream, cx, buf),
+            Layer::Tls(stream) => flow.poll_read(stream, cx, buf),
         }
     }
 }

@@ -261,7 +261,7 @@ fn sip(mut read: impl FnMut(usize) -> bool) -> bool {
     sips && read(LARGE - 30 * SIP)
 }
 
-const SIP: usize = 64 << 10;
+const SIP: usize = 48 << 10;
 
 #[test]
 fn a_caller_that_reads_a_little_at_a_time_gets_everything() {
@@ -269,7 +269,7 @@ fn a_caller_that_reads_a_little_at_a_time_gets_everything() {
         conn.request();
         conn.ok(vec![b'x'; LARGE]);
     });
-    let daemon = daemon(&upstream.url(), "", r#"timeouts.body = "300ms""#);
+    let daemon = daemon(&upstream.url(), "", r#"timeouts.body = "500ms""#);
     let mut caller = caller(&daemon);
     caller.send(request("GET", "/", ""));
     assert!(caller.head().unwrap().starts_with("HTTP/1.1 200 "));
@@ -286,7 +286,7 @@ fn an_upstream_that_reads_a_little_at_a_time_gets_everything() {
     }
     let plain = Upstream::start(slow);
     let (secure, folder) = secure_upstream(slow);
-    let timeouts = r#"timeouts = { body = "300ms", response = "300ms" }"#;
+    let timeouts = r#"timeouts = { body = "500ms", response = "500ms" }"#;
     let daemons = [
         daemon(&plain.url(), "", timeouts),
         Daemon::start_in(
