@@ -11,8 +11,8 @@
 //! own. From then on [`proxy::serve`] walks each request through these steps:
 //!
 //! 1. **listen** ([`proxy::listen`], [`proxy::caller`]): a connection is accepted; its first octets say which HTTP it speaks,
-//!    and its stream keeps the time that callers may take over heads and pauses. Over HTTP/2 each request is a task of its
-//!    own ([`proxy::streams`]).
+//!    and its stream keeps the time that callers may take over heads and pauses. What it and the requests on it must know
+//!    of each other is in [`proxy::activity`]. Over HTTP/2 each request is a task of its own ([`proxy::streams`]).
 //! 2. **route** ([`proxy::route`]): listener, authority and path say which route is meant. What could be meant in two ways
 //!    is refused, and so is a foreign name that somebody made resolve to this machine.
 //! 3. **guard** ([`proxy::guard`]): other pages' scripts, requests that `allow` does not name and strangers to `callers`

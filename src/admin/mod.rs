@@ -15,8 +15,9 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
+use crate::proxy::activity::{Activity, Turn};
 use crate::proxy::body::Reply;
-use crate::proxy::caller::{Activity, Stream, TimedStream, Turn};
+use crate::proxy::caller::{Stream, TimedStream};
 use crate::proxy::error::Error;
 use crate::proxy::guard;
 use crate::proxy::listen::Listener;

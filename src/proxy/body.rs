@@ -19,7 +19,7 @@ use crate::upstream::http2;
 use crate::upstream::pool::{Lease, Traffic};
 use crate::upstream::silence::Silence;
 
-use super::caller::{Activity, Turn};
+use super::activity::{Activity, Turn};
 use super::clean::{Cleaner, Names};
 use super::hold::Reservation;
 use super::respond;

@@ -1,5 +1,6 @@
 //! The way of a request, one file a step.
 
+pub mod activity;
 pub mod authorize;
 pub mod body;
 pub mod caller;

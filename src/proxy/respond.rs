@@ -9,8 +9,8 @@ use tracing::debug;
 
 use crate::canonical::headers::{FRAMING, is_hop_by_hop};
 
+use super::activity::Turn;
 use super::body::Reply;
-use super::caller::Turn;
 use super::clean::{Names, remove_named_by_connection, remove_where};
 use super::error::Error;
 use super::location::{Fate, View};

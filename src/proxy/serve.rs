@@ -25,9 +25,10 @@ use crate::clock::Clock;
 use crate::upstream::Timeouts;
 use crate::upstream::pool::{Key, Lease, Pool};
 
+use super::activity::{Activity, Turn};
 use super::authorize::authorize;
 use super::body::{Outgoing, Reply, Source, Upload, Wire};
-use super::caller::{Activity, Caller, Stream, TimedStream, Turn};
+use super::caller::{Caller, Stream, TimedStream};
 use super::clean;
 use super::error::{Code, Error};
 use super::guard::{self, Peer, Permit};

@@ -17,8 +17,8 @@ use tracing::debug;
 use crate::upstream::connect::Stream;
 use crate::upstream::pool::{Counted, Lease};
 
+use super::activity::Activity;
 use super::body::Outgoing;
-use super::caller::Activity;
 
 /// What a caller wants its connection to become.
 #[derive(Debug)]
