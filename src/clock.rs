@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use tokio::sync::watch;
+
 /// Milliseconds since 1970-01-01T00:00:00Z, leap seconds not counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub i64);
@@ -17,12 +19,30 @@ impl Timestamp {
     pub fn seconds(self) -> i64 {
         self.0.div_euclid(1000)
     }
+
+    /// This much later; the end of time if there is no such moment.
+    #[must_use]
+    pub fn after(self, duration: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// This much earlier.
+    #[must_use]
+    pub fn before(self, duration: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long it is from an earlier moment to this one; nothing if that one is the later.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
 }
 
 /// Tells the time; every clone tells the same one.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    set: Option<Arc<AtomicI64>>,
+    set: Option<Arc<watch::Sender<i64>>>,
 }
 
 impl Clock {
@@ -35,13 +55,13 @@ impl Clock {
     /// A clock that stands still until it is [set](Self::set).
     #[must_use]
     pub fn fixed(now: Timestamp) -> Self {
-        Self { set: Some(Arc::new(AtomicI64::new(now.0))) }
+        Self { set: Some(Arc::new(watch::Sender::new(now.0))) }
     }
 
     /// Sets a fixed clock; the machine's clock is left alone.
     pub fn set(&self, now: Timestamp) {
         if let Some(set) = &self.set {
-            set.store(now.0, Ordering::Relaxed);
+            set.send_replace(now.0);
         }
     }
 
@@ -50,13 +70,86 @@ impl Clock {
     #[allow(clippy::disallowed_methods, reason = "this is the one place that reads the wall clock")]
     pub fn now(&self) -> Timestamp {
         if let Some(set) = &self.set {
-            return Timestamp(set.load(Ordering::Relaxed));
+            return Timestamp(*set.borrow());
         }
         let since = match SystemTime::now().duration_since(UNIX_EPOCH) {
             Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
             Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
         };
         Timestamp(since)
+    }
+
+    /// Waits for as long as this takes, whatever happens to the wall clock meanwhile; with a fixed clock, until that was set.
+    pub async fn pause(&self, duration: Duration) {
+        match &self.set {
+            Some(_) => self.reach(self.now().after(duration)).await,
+            None => tokio::time::sleep(duration).await,
+        }
+    }
+
+    /// Waits until the wall clock shows this time, be it because it was set, or because the machine slept.
+    pub async fn reach(&self, time: Timestamp) {
+        if let Some(set) = &self.set {
+            // The sender is ours, so it is there for as long as we are.
+            let _ = set.subscribe().wait_for(|now| *now >= time.0).await;
+            return;
+        }
+        loop {
+            let left = time.since(self.now());
+            if left.is_zero() {
+                return;
+            }
+            tokio::time::sleep(left.min(GLANCE)).await;
+        }
+    }
+}
+
+/// How often whoever waits for a time looks at the wall clock, which may be set meanwhile.
+const GLANCE: Duration = Duration::from_secs(15);
+
+/// How far a server's clock is ahead of ours, as its replies have taught. One for all that is sent to that server.
+#[derive(Debug, Default)]
+pub struct Skew {
+    millis: AtomicI64,
+}
+
+impl Skew {
+    /// How far the server is ahead, in milliseconds.
+    #[must_use]
+    pub fn millis(&self) -> i64 {
+        self.millis.load(Ordering::Relaxed)
+    }
+
+    /// Takes over what a reply has taught.
+    pub fn learn(&self, millis: i64) {
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+}
+
+/// A time after something during which it is not done again. A clock that is set back does not make it longer.
+#[derive(Debug)]
+pub struct Rest {
+    length: Duration,
+    began: AtomicI64,
+}
+
+impl Rest {
+    /// One that did not begin yet.
+    #[must_use]
+    pub fn new(length: Duration) -> Self {
+        Self { length, began: AtomicI64::new(i64::MIN) }
+    }
+
+    /// Begins it, or begins it anew.
+    pub fn begin(&self, now: Timestamp) {
+        self.began.store(now.0, Ordering::Relaxed);
+    }
+
+    /// True until it is over.
+    #[must_use]
+    pub fn is_on(&self, now: Timestamp) -> bool {
+        let began = Timestamp(self.began.load(Ordering::Relaxed));
+        began <= now && now.since(began) < self.length
     }
 }
 

@@ -36,6 +36,11 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(800))]
 
     #[test]
+    fn no_reply_is_too_odd_to_be_judged(pieces in proptest::collection::vec(piece(), 0..12)) {
+        fuzz::run("verdict", &pieces.concat());
+    }
+
+    #[test]
     fn no_location_leads_to_another_route(
         start in select(STARTS),
         authority in select(AUTHORITIES),
@@ -48,6 +53,32 @@ proptest! {
         }
     }
 }
+
+/// A piece of a reply that refuses a request, or of something else.
+fn piece() -> impl Strategy<Value = Vec<u8>> {
+    prop_oneof![3 => select(ERRORS).prop_map(|text| text.as_bytes().to_vec()), 1 => any::<Vec<u8>>()]
+}
+
+/// What errors are made of.
+const ERRORS: &[&str] = &[
+    "\n\n",
+    "{",
+    "}",
+    "\"code\":",
+    "\"Code\":",
+    "\"error_code\":",
+    "\"error_msg\":",
+    "\"error\":{",
+    "\"APIGW.0301\",",
+    "\"RequestExpired\"",
+    "\"\u{e9}\"",
+    "401",
+    "\"signature expired,server time:",
+    "20230527T020608Z\"",
+    "<Code>",
+    "</Code>",
+    "x-bce-request-id:",
+];
 
 /// What comes before an authority, or may be taken for it.
 const STARTS: &[&str] = &[

@@ -41,7 +41,7 @@ async fn a_signed_request_is_answered_and_a_forged_one_refused() {
         .listen(Site {
             name: "certificates",
             transport: Transport::Plain,
-            scheme: Box::new(Bce { keys: vec![key] }),
+            scheme: Box::new(Bce { keys: vec![key].into() }),
             service: Service::Certificates(Certificates::default()),
         })
         .await
@@ -81,6 +81,19 @@ async fn a_signed_request_is_answered_and_a_forged_one_refused() {
     assert_eq!(names, ["host", "x-bce-date", "authorization"]);
     assert!(seen[0].verdict.as_ref().unwrap().contains("over host, x-bce-date"));
     assert!(seen[1].verdict.as_ref().unwrap_err().starts_with("SignatureDoesNotMatch: "));
+}
+
+#[tokio::test]
+async fn a_server_of_configurations_refuses_in_plain_text() {
+    let stage = Stage::start(Clock::fixed(Timestamp(0))).await.unwrap();
+    let mut client = connect(TcpStream::connect(stage.configurations).await.unwrap()).await;
+    let request = Request::get("/diamond-server/config.co").header("Host", "acm").body(Full::default()).unwrap();
+    let refused = exchange(&mut client, request).await.unwrap();
+    assert_eq!(
+        (refused.status().as_u16(), &refused.headers()["content-type"]),
+        (403, &"text/plain; charset=utf-8".parse().unwrap())
+    );
+    assert_eq!(refused.body(), "the header Spas-AccessKey is not there once");
 }
 
 #[tokio::test]

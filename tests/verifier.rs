@@ -39,7 +39,7 @@ fn every_vector_of_acm_is_accepted_and_no_other_secret_would_do() {
     let acm = |vector: &Value, secret_key: Option<&str>| -> Box<dyn Scheme> {
         let charset = vector["options"]["charset"].as_str().unwrap_or("gbk");
         let charset = Encoding::for_label(charset.as_bytes()).expect("a charset");
-        Box::new(Acm { keys: vec![access_key(vector, "access_key", "secret_key", secret_key)], charset })
+        Box::new(Acm { keys: vec![access_key(vector, "access_key", "secret_key", secret_key)].into(), charset })
     };
     assert_eq!(judge_all("spas", acm, "the signature does not match"), 45);
 }
@@ -47,7 +47,7 @@ fn every_vector_of_acm_is_accepted_and_no_other_secret_would_do() {
 #[test]
 fn every_vector_of_bce_is_accepted_and_no_other_secret_would_do() {
     let bce = |vector: &Value, secret_key: Option<&str>| -> Box<dyn Scheme> {
-        Box::new(Bce { keys: vec![access_key(vector, "access_key_id", "secret_access_key", secret_key)] })
+        Box::new(Bce { keys: vec![access_key(vector, "access_key_id", "secret_access_key", secret_key)].into() })
     };
     assert_eq!(judge_all("bce-auth-v1", bce, "SignatureDoesNotMatch"), 46);
 }
@@ -85,7 +85,7 @@ fn every_vector_of_huawei_is_accepted_and_no_other_secret_would_do() {
     let huawei = |vector: &Value, secret_key: Option<&str>| -> Box<dyn Scheme> {
         let option = |name: &str| vector["options"][name].as_str().map(str::to_owned);
         let derived = option("region_id").zip(option("derived_service"));
-        Box::new(SdkHmac { keys: vec![access_key(vector, "access_key", "secret_key", secret_key)], derived })
+        Box::new(SdkHmac { keys: vec![access_key(vector, "access_key", "secret_key", secret_key)].into(), derived })
     };
     assert_eq!(judge_all("sdk-hmac-sha256", huawei, "verify aksk signature fail"), 44);
 }

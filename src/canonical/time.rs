@@ -1,4 +1,4 @@
-//! Times as the vendors write them: always UTC, fractions cut off.
+//! Times as the vendors write them: always UTC, fractions cut off; and as they are read.
 
 use jiff::civil::DateTime;
 use jiff::tz::Offset;
@@ -53,6 +53,20 @@ pub fn http(time: Timestamp) -> String {
     text
 }
 
+/// The moment of an HTTP date in the form that servers must send (IMF-fixdate, RFC 9110 section 5.6.7).
+#[must_use]
+pub fn parse_http(text: &str) -> Option<Timestamp> {
+    let at = DateTime::strptime("%a, %d %b %Y %H:%M:%S GMT", text).ok()?;
+    let time = Timestamp(Offset::UTC.to_timestamp(at).ok()?.as_millisecond());
+    (http(time) == text).then_some(time)
+}
+
+/// The moment of a date and a time of RFC 3339, with or without a fraction.
+#[must_use]
+pub fn parse_iso(text: &str) -> Option<Timestamp> {
+    text.parse().ok().map(|time: jiff::Timestamp| Timestamp(time.as_millisecond()))
+}
+
 fn civil(time: Timestamp) -> DateTime {
     let timestamp = jiff::Timestamp::from_second(time.seconds()).unwrap_or(jiff::Timestamp::MAX);
     Offset::UTC.to_datetime(timestamp)
@@ -88,5 +102,33 @@ mod tests {
     fn compact_is_the_same_without_punctuation() {
         assert_eq!(compact(Timestamp(1_401_663_610_999)), "20140601T230010Z");
         assert_eq!(compact(Timestamp(1_709_164_805_000)), "20240229T000005Z");
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        for time in [0, 1_401_663_610_000, 1_709_164_805_000, -1000] {
+            assert_eq!(parse_http(&http(Timestamp(time))), Some(Timestamp(time)));
+            assert_eq!(parse_iso(&iso(Timestamp(time))), Some(Timestamp(time)));
+        }
+        assert_eq!(parse_iso("2014-06-01T23:00:10.678000Z"), Some(Timestamp(1_401_663_610_678)));
+        assert_eq!(parse_iso("2014-06-02T07:00:10+08:00"), Some(Timestamp(1_401_663_610_000)));
+    }
+
+    #[test]
+    fn no_other_form_is_a_time() {
+        for text in [
+            "",
+            "Mon, 01 Jun 2014 23:00:10 GMT",
+            "Sun, 1 Jun 2014 23:00:10 GMT",
+            "Sun, 01 Jun 2014 23:00:10 UTC",
+            "Sun Jun  1 23:00:10 2014",
+            "Sun, 31 Jun 2014 23:00:10 GMT",
+            "sun, 01 jun 2014 23:00:10 GMT",
+        ] {
+            assert_eq!(parse_http(text), None, "{text}");
+        }
+        for text in ["", "2014-06-01T23:00:10", "2014-06-31T23:00:10Z", "1401663610", "2014-06-01"] {
+            assert_eq!(parse_iso(text), None, "{text}");
+        }
     }
 }

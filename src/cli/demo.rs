@@ -19,8 +19,8 @@ use crate::demo::Stage;
 use crate::demo::acts::{self, ACTS, Act};
 use crate::demo::certificates::{Authority, KeyFormat};
 use crate::demo::upstream::Seen;
-use crate::proxy::daemon::{Daemon, Plan};
-use crate::proxy::listen::Address;
+use crate::proxy::daemon::{Daemon, Plan, Wishes};
+use crate::proxy::listen::{Address, Sharing};
 use crate::proxy::state::Access;
 use crate::settings::BareSecrets;
 
@@ -28,6 +28,7 @@ use super::{Failed, complain, print};
 
 /// Show signed requests being accepted by an upstream that verifies them; needs no configuration
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
     /// End after the demonstration instead of staying up for requests of your own
     #[arg(long)]
@@ -57,7 +58,7 @@ async fn play(once: bool) -> io::Result<bool> {
     let private = fs::Permissions::from_mode(0o700);
     let folder = tempfile::Builder::new().prefix("countersign-demo-").permissions(private).tempdir()?;
     let daemon = start(&stage, folder.path(), clock)?;
-    let address = daemon.listening.iter().find_map(|(_, address)| match address {
+    let address = daemon.listening().find_map(|(_, address)| match address {
         Address::Tcp(address) => Some(*address),
         _ => None,
     });
@@ -98,14 +99,13 @@ fn start(stage: &Stage, folder: &Path, clock: Clock) -> io::Result<Daemon> {
     }
     let text = acts::configuration(stage);
     let parsed = config::parse(&text, &folder.join("demo.toml"), BareSecrets::Accept);
-    let Config { server, routes, limits, .. } = parsed.map_err(io::Error::other)?;
-    let plan = |server| Plan { server, others: Vec::new(), routes, limits, access: Access::Off, workers: 1, clock };
+    let Config { mut server, routes, limits, .. } = parsed.map_err(io::Error::other)?;
     // The usual port makes the curl lines look as they will at home; any other works as well.
-    let mut server = server;
-    if server.listen.iter().any(|address| address.bind(1).is_err()) {
+    if server.listen.iter().any(|address| address.bind(1, Sharing::Nobodys).is_err()) {
         server.listen = vec![Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))];
     }
-    Daemon::start(plan(server)).map_err(io::Error::other)
+    let wishes = Wishes { server, routes, limits, access: Access::Off, file: None };
+    Daemon::start(Plan { wishes, others: Vec::new(), workers: 1, clock }).map_err(io::Error::other)
 }
 
 /// What there is to tell of an act, and whether it went as it should.
@@ -202,3 +202,8 @@ fn invitation(address: SocketAddr) -> String {
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+const EXAMPLES: &str = "\
+Examples:
+  countersign demo
+  countersign demo --once";

@@ -1,23 +1,35 @@
 //! The command line, one file a command.
 
+mod asking;
 mod check;
+mod completions;
 mod demo;
+mod health;
+mod import;
+mod init;
+mod last;
+mod live;
+mod man;
 mod providers;
+mod routes;
 mod run;
 mod sign;
+mod status;
+mod ways;
 
 use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config};
 
 /// A local daemon that holds credentials so that programs need not: plain HTTP in, signed requests over TLS out.
 #[derive(Debug, Parser)]
-#[command(name = "countersign", version, disable_help_subcommand = true)]
+#[command(name = "countersign", version = VERSION.as_str(), disable_help_subcommand = true, after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -29,12 +41,29 @@ enum Command {
     Run(run::Arguments),
     /// Validate a configuration and every secret it refers to, without printing any
     Check(check::Arguments),
+    /// Show every way into each route, ready to paste
+    Routes(routes::Arguments),
     /// Show the headers that the daemon would set on a request, without sending it
     Sign(sign::Arguments),
+    /// Write ca.pem, cert.pem and key.pem out of a certificate service's reply
+    Import(import::Arguments),
     /// Show signed requests being accepted by an upstream that verifies them; needs no configuration
     Demo(demo::Arguments),
+    /// Show the state of the running daemon and its routes
+    Status(status::Arguments),
+    /// Show the last requests that were refused for their authentication, and what to do
+    Last(last::Arguments),
+    /// End with 0 if the running daemon is ready, else say why it is not
+    Health(health::Arguments),
+    /// Print a configuration to start from, or write it into a new file
+    Init(init::Arguments),
     /// List the providers and their keys
+    #[command(after_help = "Examples:\n  countersign providers")]
     Providers,
+    /// Print a script that completes command lines in a shell
+    Completions(completions::Arguments),
+    /// Print the manual, a page a command
+    Man(man::Arguments),
 }
 
 /// Where the configuration is.
@@ -78,14 +107,30 @@ pub fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Run(arguments) => run::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
+        Command::Routes(arguments) => routes::main(&arguments),
         Command::Sign(arguments) => sign::main(&arguments),
+        Command::Import(arguments) => import::main(&arguments),
         Command::Demo(arguments) => demo::main(&arguments),
+        Command::Status(arguments) => status::main(&arguments),
+        Command::Last(arguments) => last::main(&arguments),
+        Command::Health(arguments) => health::main(&arguments),
+        Command::Init(arguments) => init::main(&arguments),
         Command::Providers => {
             providers::main();
             Ok(())
         }
+        Command::Completions(arguments) => {
+            completions::main(&arguments);
+            Ok(())
+        }
+        Command::Man(arguments) => man::main(&arguments),
     };
     outcome.map_or_else(ExitCode::from, |()| ExitCode::SUCCESS)
+}
+
+/// What the command line may be.
+fn command() -> clap::Command {
+    Arguments::command()
 }
 
 impl ConfigFile {
@@ -114,4 +159,35 @@ fn complain(message: impl Display) {
 fn print(data: impl AsRef<[u8]>) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(data.as_ref()).and_then(|()| out.flush());
+}
+
+/// The version, and the commit where it was known at build time.
+static VERSION: LazyLock<String> = LazyLock::new(|| version(option_env!("COUNTERSIGN_COMMIT")));
+
+fn version(commit: Option<&str>) -> String {
+    let version = env!("CARGO_PKG_VERSION");
+    commit.filter(|commit| !commit.is_empty()).map_or(version.to_owned(), |commit| format!("{version} ({commit})"))
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  countersign demo --once
+  countersign init countersign.toml
+  countersign check -c countersign.toml
+  countersign run -c countersign.toml";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_has_the_commit_if_that_is_known() {
+        let version = |commit| version(commit).replace(env!("CARGO_PKG_VERSION"), "N");
+        assert_eq!([version(Some("cf478f0")), version(Some("")), version(None)], ["N (cf478f0)", "N", "N"]);
+    }
+
+    #[test]
+    fn the_command_line_is_made_without_contradictions() {
+        command().debug_assert();
+    }
 }

@@ -1,6 +1,5 @@
 //! `countersign sign`.
 
-use std::cmp::Reverse;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
 use std::io::Read;
@@ -15,22 +14,28 @@ use http::header::{
     ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING, USER_AGENT,
 };
 use http::{HeaderMap, Method, Uri, Version};
+use tokio::runtime::LocalOptions;
 
+use crate::canonical::time;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
-use crate::credential::{Credential, ExposeSecret};
+use crate::credential::keeper::Generation;
+use crate::credential::{Credential, MASK, Source};
 use crate::provider::Explanation;
 use crate::proxy::RouteSettings;
 use crate::proxy::authorize::authorize;
 use crate::proxy::body::Outgoing;
-use crate::proxy::error::Error;
+use crate::proxy::error::{Code, Error};
 use crate::proxy::guard::{self, Permit};
 use crate::proxy::head::Head;
 use crate::proxy::hold::{self, Budget, Reason, Reservation};
+use crate::proxy::lasting::Lasting;
 use crate::proxy::listen::Address;
 use crate::proxy::nonce::Nonces;
 use crate::proxy::route::{Doors, Entrance, Found};
-use crate::proxy::state::{Endpoint, Route};
+use crate::proxy::servers::{Endpoint, Servers};
+use crate::proxy::state::Route;
+use crate::upstream::ask::Asker;
 use crate::upstream::tls::{self, ClientIdentity, Roots, Verify};
 use crate::upstream::{Host, split_authority};
 
@@ -38,6 +43,7 @@ use super::{ConfigFile, Failed, complain, print};
 
 /// Show the headers that the daemon would set on a request, without sending it
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
     #[command(flatten)]
     file: ConfigFile,
@@ -51,7 +57,7 @@ pub(super) struct Arguments {
     #[arg(short = 'd', long = "data", value_name = "DATA or @FILE")]
     data: Option<OsString>,
     /// The time of signing: RFC 3339, or milliseconds since 1970
-    #[arg(long, value_name = "TIME", value_parser = time)]
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     at: Option<Timestamp>,
     /// The nonce, for schemes that have one
     #[arg(long, value_name = "N")]
@@ -73,6 +79,8 @@ struct Signing {
     found: Found,
     request: http::Request<Outgoing>,
     explanation: Explanation,
+    generation: Arc<Generation>,
+    servers: Arc<Servers>,
 }
 
 /// What is shown of a route that its prepared form no longer knows.
@@ -80,7 +88,6 @@ struct Description {
     tls: tls::Settings,
     /// The names of the route's own headers, as its owner spells them.
     set: Vec<String>,
-    endpoint: usize,
 }
 
 /// Walks the request through the daemon's own steps up to the sending.
@@ -152,9 +159,10 @@ fn sign(arguments: &Arguments, config: Config) -> Result<Signing, Trouble> {
             .chain(settings.default_headers.iter().filter(|field| !headers.contains_key(&field.name)))
             .map(|field| field.spelling.clone())
             .collect(),
-        endpoint: 0,
     };
-    let route = Route::prepare(settings, &Roots::new(server.extra_ca)).map_err(Trouble::Unusable)?;
+    let proxy = settings.proxy.clone();
+    let lasting = Arc::new(Lasting::new(Clock::system(), Roots::new(server.extra_ca)));
+    let route = Route::prepare(settings, &lasting).map_err(Trouble::Unusable)?;
 
     guard::browser(&headers, found.door, found.authority.as_ref(), &server.origins)?;
     let is_chunked = headers.contains_key(TRANSFER_ENCODING);
@@ -178,16 +186,34 @@ fn sign(arguments: &Arguments, config: Config) -> Result<Signing, Trouble> {
     } else {
         head.announce(&body);
     }
-    let endpoint = route.endpoints.get(description.endpoint);
-    let endpoint = endpoint.ok_or_else(|| Trouble::Usage("the route has no upstream".to_owned()))?;
     let defaults = route.provider.defaults().iter().filter(|name| !head.headers.contains_key(**name));
     description.set.splice(0..0, defaults.map(ToString::to_string));
     let time = arguments.at.unwrap_or_else(|| Clock::system().now());
     let fresh = Nonces::new().next_nonce();
     let nonce = arguments.nonce.as_deref().unwrap_or(&fresh);
     let mut explanation = Explanation::default();
-    let request = authorize(head, body, &route, endpoint, (time, nonce), Some(&mut explanation))?;
-    Ok(Signing { settings: description, route, found, request, explanation })
+    let unavailable = |message: String| Error::new(Code::CredentialUnavailable, message);
+    let asker = lasting.asker(proxy, Arc::default());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
+    let runtime = runtime.map_err(|error| unavailable(format!("nothing can be fetched: {error}")))?;
+    let generation = runtime.block_on(credential(&route, &asker)).map_err(unavailable)?;
+    let armed = route.signers.of(&generation).map_err(unavailable)?;
+    let servers = match &armed.servers {
+        Some(servers) => Arc::clone(servers),
+        None => runtime.block_on(route.located.ask(&asker, &lasting))?,
+    };
+    let endpoint = servers.all().first();
+    let endpoint = endpoint.ok_or_else(|| Trouble::Usage("the route has no upstream".to_owned()))?;
+    let request = authorize(head, body, &*armed.signer, endpoint, (time, nonce), Some(&mut explanation))?;
+    Ok(Signing { settings: description, route, found, request, explanation, generation, servers })
+}
+
+/// The route's credential, fetched if it must be.
+async fn credential(route: &Route, asker: &Asker) -> Result<Arc<Generation>, String> {
+    if !route.keeper.is_usable() {
+        route.keeper.ask(asker).await.map_err(|failed| failed.message)?;
+    }
+    route.keeper.take().await.map(|taken| taken.generation).map_err(|trouble| trouble.0.to_string())
 }
 
 impl Signing {
@@ -212,7 +238,7 @@ impl Signing {
     }
 
     fn endpoint(&self) -> Option<&Endpoint> {
-        self.route.endpoints.get(self.settings.endpoint)
+        self.servers.all().first()
     }
 
     fn explain(&self) -> Vec<u8> {
@@ -222,9 +248,22 @@ impl Signing {
         let _ = writeln!(text, "provider: {}", self.route.provider_name);
         let _ = writeln!(text, "upstream: {upstream}");
         let _ = writeln!(text, "request: {} {}", self.request.method(), self.request.uri());
-        let _ = match &self.route.credential {
-            Credential::AccessKey(key) => writeln!(text, "credential: access key {}, read just now", key.access_key),
-            Credential::Secrets(_) => writeln!(text, "credential: secrets of the configuration, read just now"),
+        let Generation { credential, expiry, .. } = &*self.generation;
+        let source = self.route.keeper.source();
+        let got = match source {
+            Source::Fetched(fetch) => format!("fetched just now ({})", fetch.name()),
+            _ => "read just now".to_owned(),
+        };
+        let until = expiry.map(|expiry| format!(", good until {}", time::iso(expiry))).unwrap_or_default();
+        let _ = match credential {
+            Credential::AccessKey(key) | Credential::Identified(key, _) => {
+                writeln!(text, "credential: access key {}, {got}{until}", key.access_key)
+            }
+            Credential::Secrets(_) => match source {
+                Source::Fetched(_) => writeln!(text, "credential: a token, {got}{until}"),
+                _ => writeln!(text, "credential: secrets of the configuration, {got}"),
+            },
+            Credential::Certificate(_) => writeln!(text, "credential: a client certificate, {got}{until}"),
             Credential::Nothing => writeln!(text, "credential: the client certificate of `tls`"),
         };
         let Explanation { canonical_request, string_to_sign, signing_key_input, signed_headers, parameters } =
@@ -244,7 +283,7 @@ impl Signing {
             let Some(stage) = stage else { continue };
             let _ = writeln!(text, "{name}:");
             // Before it is taken apart: a secret may have several lines.
-            for line in mask(stage, &self.route.credential).split('\n') {
+            for line in self.generation.credential.mask(stage).split('\n') {
                 let _ = writeln!(text, "  {line}");
             }
         }
@@ -254,12 +293,12 @@ impl Signing {
             let shown = String::from_utf8_lossy(value.as_bytes());
             let _ = writeln!(text, "  {name}: {}", if is_as_good_as_a_secret(value) { MASK } else { &shown });
         }
-        mask(&text, &self.route.credential).into_bytes()
+        self.generation.credential.mask(&text).into_bytes()
     }
 
     /// A command that sends the same request without countersign.
     fn curl(&self, data: Option<&OsStr>) -> Vec<u8> {
-        let Some(Endpoint { target, authority }) = self.endpoint() else { return Vec::new() };
+        let Some(Endpoint { target, authority, .. }) = self.endpoint() else { return Vec::new() };
         let mut words = vec![b"curl".to_vec()];
         let mut word = |flag: &str, value: &[u8]| words.extend([flag.as_bytes().to_vec(), quote(value)]);
         word("-X", self.request.method().as_str().as_bytes());
@@ -297,7 +336,9 @@ impl Signing {
             let identity = tls.identity.as_ref().map(|identity| match identity {
                 ClientIdentity::Files { cert, key } => (cert.path.as_path(), key.path.as_path()),
                 // curl reads no bundle: these are the names that one is unpacked under.
-                ClientIdentity::Bundle { .. } => (Path::new("cert.pem"), Path::new("key.pem")),
+                ClientIdentity::Bundle { .. } | ClientIdentity::Fetched { .. } => {
+                    (Path::new("cert.pem"), Path::new("key.pem"))
+                }
             });
             if let Some((cert, key)) = identity {
                 file("--cert", cert);
@@ -325,34 +366,8 @@ impl Signing {
     }
 }
 
-/// Writes every secret as asterisks, percent-encoded ones too.
-fn mask(text: &str, credential: &Credential) -> String {
-    let mut secrets: Vec<&str> = match credential {
-        Credential::Nothing => Vec::new(),
-        Credential::Secrets(secrets) => secrets.iter().map(ExposeSecret::expose_secret).collect(),
-        Credential::AccessKey(key) => {
-            let token = key.security_token.as_ref().map(ExposeSecret::expose_secret);
-            std::iter::once(key.secret_key.expose_secret()).chain(token).collect()
-        }
-    };
-    // One may begin with another, and signers may trim what they are given.
-    secrets.sort_by_key(|secret| Reverse(secret.len()));
-    let mut masked = text.to_owned();
-    for secret in secrets.into_iter().map(str::trim).filter(|secret| !secret.is_empty()) {
-        let encoded = percent_encoding::utf8_percent_encode(secret, UNRESERVED).to_string();
-        masked = masked.replace(secret, MASK).replace(&encoded, MASK);
-    }
-    masked
-}
-
-/// What stands for a secret.
-const MASK: &str = "********";
-
-/// What percent-encoding leaves alone in all schemes that have secrets in their canonical requests.
-static UNRESERVED: &percent_encoding::AsciiSet =
-    &percent_encoding::NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-
-fn quote(word: &[u8]) -> Vec<u8> {
+/// A word as shells read it.
+pub(super) fn quote(word: &[u8]) -> Vec<u8> {
     let is_plain = |octet: &u8| octet.is_ascii_alphanumeric() || b"-._/:=@%+,".contains(octet);
     if !word.is_empty() && word.iter().all(is_plain) {
         return word.to_vec();
@@ -437,13 +452,19 @@ fn body(data: Option<&OsStr>) -> Result<Option<Bytes>, Trouble> {
     octets.map(|octets| Some(octets.into())).map_err(Trouble::Unreadable)
 }
 
-fn time(text: &str) -> Result<Timestamp, &'static str> {
+fn moment(text: &str) -> Result<Timestamp, &'static str> {
     if let Ok(milliseconds) = text.parse() {
         return Ok(Timestamp(milliseconds));
     }
     let parsed = text.parse::<jiff::Timestamp>();
     parsed.map(|time| Timestamp(time.as_millisecond())).map_err(|_| "expected RFC 3339 or milliseconds since 1970")
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  countersign sign http://cert.localhost:8080/v1/certificate
+  countersign sign --explain -X PUT -H 'Content-Type: application/json' -d @body.json URL
+  countersign sign --curl --at 2026-01-02T03:04:05Z URL";
 
 #[cfg(test)]
 mod tests {
@@ -490,16 +511,10 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_a_secret_is_left_unmasked() {
-        let secrets = Credential::Secrets(["abc", "abcdef", " d/e\t"].map(Into::into).to_vec());
-        assert_eq!(mask("abcdef; abc; d/e; d%2Fe", &secrets), "********; ********; ********; ********");
-    }
-
-    #[test]
     fn times_are_milliseconds_or_rfc_3339() {
-        assert_eq!(time("1401663610999"), Ok(Timestamp(1_401_663_610_999)));
-        assert_eq!(time("2014-06-01T23:00:10Z"), Ok(Timestamp(1_401_663_610_000)));
-        assert_eq!(time("2014-06-02T01:00:10+02:00"), Ok(Timestamp(1_401_663_610_000)));
-        assert!(time("yesterday").is_err());
+        assert_eq!(moment("1401663610999"), Ok(Timestamp(1_401_663_610_999)));
+        assert_eq!(moment("2014-06-01T23:00:10Z"), Ok(Timestamp(1_401_663_610_000)));
+        assert_eq!(moment("2014-06-02T01:00:10+02:00"), Ok(Timestamp(1_401_663_610_000)));
+        assert!(moment("yesterday").is_err());
     }
 }

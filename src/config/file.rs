@@ -23,7 +23,7 @@ impl fmt::Display for NotFound {
         let looked: Vec<_> = self.looked.iter().map(|path| path.display().to_string()).collect();
         write!(
             f,
-            "no configuration: looked for {}; name a file with -c or ${VARIABLE}, or write one after the example config/countersign.toml",
+            "no configuration: looked for {}; name a file with -c or ${VARIABLE}, or have one written by countersign init",
             looked.join(" and ")
         )
     }

@@ -22,6 +22,9 @@ use claims::Claims;
 
 pub use file::{NotFound, locate};
 
+/// The example that explains every key: `config/countersign.toml`.
+pub const EXAMPLE: &str = include_str!("../../config/countersign.toml");
+
 /// A configuration without mistakes: secrets not read yet, files not opened.
 #[derive(Debug)]
 pub struct Config {

@@ -1,12 +1,13 @@
 //! `[routes.NAME]`.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::provider::{self, Patience, Provider, Registration};
 use crate::proxy::{RouteSettings, guard};
 use crate::settings::{Table, Value, nearest};
 use crate::upstream::outbound::Outbound;
-use crate::upstream::{Endpoint, Timeouts, tls as upstream_tls};
+use crate::upstream::{Endpoint, Host, Timeouts, tls as upstream_tls};
 
 use super::claims::{Claims, Owner};
 use super::{address, callers, headers, tls};
@@ -25,18 +26,25 @@ pub(super) fn read<'a>(
     // A key that is no name may be anything, and is not shown to others either.
     let shown = if is_named { name } else { "…" };
     let table = value.table()?;
-    let provider = provider(&table);
-    let known = provider.as_ref().map(|(_, _, provider)| provider.as_ref());
+    let registration = registration(&table);
+    let provider = registration.as_ref().and_then(provider);
+    let finds_upstream = registration.as_ref().is_some_and(|(registration, _)| registration.finds_upstream);
+    let known = provider.as_deref();
     let taken = known.map(Provider::sets).unwrap_or_default();
 
-    let upstream = upstream(&table);
+    let directory = known.and_then(|provider| provider.directory(table.get("tls").is_some()));
+    let upstream = upstream(&table, finds_upstream || directory.is_some());
     let connect = table.get("connect").and_then(|value| {
         if upstream.len() > 1 {
             value.error("goes with one upstream: with several, each is dialled at its own address");
         }
         address::host_and_port(&value)
     });
-    let tls = tls(&table, &upstream, provider.as_ref().map(|(_, at, provider)| (at, provider.as_ref())));
+    let tls = if finds_upstream {
+        tls::read_beside_fetched(table.get("tls").and_then(|tls| tls.table()))
+    } else {
+        tls(&table, &upstream, registration.as_ref().map(|(_, at)| at).zip(known))
+    };
     let proxy = table.read("proxy", outbound.clone(), address::outbound_proxy);
     let plaintext = table.read("plaintext", false, Value::boolean);
     if let (Some(provider), Some(value)) = (known, table.get("upstream")) {
@@ -67,24 +75,29 @@ pub(super) fn read<'a>(
         }
         Some(rules)
     });
+    let mints = |endpoint: &Endpoint| known.is_some_and(|provider| mints(provider, endpoint));
+    if let (None, Some(value), true) = (&allow, table.get("upstream"), upstream.iter().any(mints)) {
+        value.warning(
+            "whoever reaches this route can have credentials or private keys handed out there: \
+             name in `allow` what may pass",
+        );
+    }
     let callers = callers.and_then(|value| value.table()).map(callers::read);
     let keep = table.read("keep", Vec::new(), |v| headers::keep(v, &taken));
     let expose = table.read("expose", Vec::new(), |v| headers::expose(v, known.map(Provider::conceals)));
-    if let Some(value) = table.get("clock")
-        && value.choice(&[("auto", true), ("local", false)]) == Some(true)
-    {
-        value.warning("understood, but not in effect yet: the local clock is taken as it is");
-    }
+    let follows_clock = table.read("clock", true, |value| value.choice(&[("auto", true), ("local", false)]));
     let timeouts = timeouts(table.section("timeouts"), known.map(Provider::patience));
     if !provider::ALL.iter().any(|registration| table.get(registration.name).is_some()) {
         no_provider(&table);
     }
     table.finish();
-    let (registration, _, provider) = provider?;
+    let (registration, _) = registration?;
+    let provider = provider?;
     Some(RouteSettings {
         name: name.to_owned(),
         place: value.key_place(),
         upstream,
+        directory,
         connect,
         proxy,
         hosts,
@@ -95,32 +108,37 @@ pub(super) fn read<'a>(
         default_headers,
         keep,
         expose,
+        follows_clock,
         timeouts,
         tls,
         registration,
-        provider,
+        provider: Arc::from(provider),
     })
 }
 
-/// The route's one provider, and where its table stands.
-type Chosen<'a> = (&'static Registration, Value<'a>, Box<dyn Provider>);
+/// The route's one provider, and its table.
+type Chosen<'a> = (&'static Registration, Value<'a>);
 
-fn provider<'a>(table: &Table<'a>) -> Option<Chosen<'a>> {
+fn registration<'a>(table: &Table<'a>) -> Option<Chosen<'a>> {
     let given = provider::ALL.iter().filter_map(|registration| Some((*registration, table.get(registration.name)?)));
     let mut given: Vec<_> = given.collect();
     given.sort_by_key(|(_, value)| value.key_place());
     let mut given = given.into_iter();
-    let (registration, value) = given.next()?;
+    let chosen = given.next()?;
     for (_, other) in given {
-        other.error_at_key(format!("a route has one provider, and this one has `{}` already", registration.name));
+        other.error_at_key(format!("a route has one provider, and this one has `{}` already", chosen.0.name));
     }
+    Some(chosen)
+}
+
+fn provider((registration, value): &Chosen<'_>) -> Option<Box<dyn Provider>> {
     let own = value.table()?;
     let provider = (registration.read)(&own);
     if provider.is_none() && !own.reader().has_errors() {
         own.error("this provider cannot be used like this");
     }
     own.finish();
-    Some((registration, value, provider?))
+    provider
 }
 
 /// Reports that the provider is missing, unless one of the unknown keys is a provider misspelt.
@@ -133,7 +151,13 @@ fn no_provider(table: &Table<'_>) {
     }
 }
 
-fn upstream(table: &Table<'_>) -> Vec<Endpoint> {
+fn upstream(table: &Table<'_>, is_found: bool) -> Vec<Endpoint> {
+    if is_found {
+        if let Some(value) = table.get("upstream") {
+            value.error_at_key("the provider finds out where the servers are: leave this out, or its own key");
+        }
+        return Vec::new();
+    }
     let Some(value) = table.require("upstream", "the server that the route leads to, as \"https://HOST\"") else {
         return Vec::new();
     };
@@ -173,6 +197,13 @@ fn tls(
         }
     }
     settings
+}
+
+/// True for a server that hands out credentials.
+fn mints(provider: &dyn Provider, endpoint: &Endpoint) -> bool {
+    let Host::Name(name) = &endpoint.host else { return false };
+    let first = name.split(['.', '-']).next().unwrap_or_default();
+    provider.mints_at().contains(&first)
 }
 
 fn in_the_clear(value: &Value<'_>, provider: &dyn Provider, plaintext: bool) {

@@ -11,11 +11,34 @@ use crate::upstream::tls::{ClientIdentity, FileRef, Settings, Verify};
 /// Reads a `tls` table.
 pub(super) fn read(table: Table<'_>) -> Settings {
     let (ca, bundle) = (table.get("ca"), table.get("bundle"));
+    let anchors = match (&ca, &bundle) {
+        (Some(ca), _) => Anchors::Named(ca),
+        // Whether a bundle brings one is seen when it is opened.
+        (None, Some(_)) => Anchors::Brought,
+        (None, None) => Anchors::System,
+    };
     let settings = Settings {
-        verify: verify(&table, ca.as_ref(), bundle.as_ref()),
+        verify: verify(&table, Mode::Full, &anchors),
         ca: ca.and_then(|value| file(&value)),
         identity: identity(&table, bundle.as_ref()),
         server_name: table.get("server_name").and_then(|value| value.parse(Host::parse)),
+    };
+    table.finish();
+    settings
+}
+
+/// Reads one beside a provider that fetches the client certificate and its CA; `None` if there is no such table.
+pub(super) fn read_beside_fetched(table: Option<Table<'_>>) -> Settings {
+    let Some(table) = table else { return Settings { verify: Verify::CaOnly, ..Settings::default() } };
+    for key in ["ca", "cert", "key", "bundle", "identity"] {
+        if let Some(value) = table.get(key) {
+            value.error_at_key("the provider fetches the client certificate, its key and the CA: leave this out");
+        }
+    }
+    let settings = Settings {
+        verify: verify(&table, Mode::CaOnly, &Anchors::Brought),
+        server_name: table.get("server_name").and_then(|value| value.parse(Host::parse)),
+        ..Settings::default()
     };
     table.finish();
     settings
@@ -55,11 +78,18 @@ enum Mode {
     Nothing,
 }
 
-fn verify(table: &Table<'_>, ca: Option<&Value<'_>>, bundle: Option<&Value<'_>>) -> Verify {
+/// Where trust anchors come from.
+enum Anchors<'v, 'a> {
+    Named(&'v Value<'a>),
+    Brought,
+    System,
+}
+
+fn verify(table: &Table<'_>, default: Mode, anchors: &Anchors<'_, '_>) -> Verify {
     let (given, pin) = (table.get("verify"), table.get("pin"));
     let pins = pin.as_ref().and_then(|pin| pin.some_of(read_pin)).unwrap_or_default();
     let modes = [("full", Mode::Full), ("ca-only", Mode::CaOnly), ("pin", Mode::Pin), ("none", Mode::Nothing)];
-    let mode = given.as_ref().map_or(Some(Mode::Full), |given| given.choice(&modes));
+    let mode = given.as_ref().map_or(Some(default), |given| given.choice(&modes));
     // What goes with a mode that is not understood cannot be judged.
     let Some(mode) = mode else { return Verify::Full };
     match (mode, &given, &pin) {
@@ -67,12 +97,11 @@ fn verify(table: &Table<'_>, ca: Option<&Value<'_>>, bundle: Option<&Value<'_>>)
         (Mode::Pin, Some(given), None) => given.error("`pin` is missing: [\"sha256/…\"] of the server's public key"),
         _ => {}
     }
-    match (mode, &given, ca) {
-        // Whether a bundle brings one is seen when it is opened.
-        (Mode::CaOnly, Some(given), None) if bundle.is_none() => {
+    match (mode, &given, anchors) {
+        (Mode::CaOnly, Some(given), Anchors::System) => {
             given.error("`ca` is missing: where names are not checked, any server with a public certificate would do");
         }
-        (Mode::Pin | Mode::Nothing, _, Some(ca)) => {
+        (Mode::Pin | Mode::Nothing, _, Anchors::Named(ca)) => {
             ca.warning("not used: with this `verify` no chain of certificates is checked");
         }
         _ => {}

@@ -1,13 +1,15 @@
 //! References to secrets: an environment variable, a file, a systemd credential, a command's output.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use secrecy::SecretString;
-use secrecy::zeroize::Zeroize;
+use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 
 use crate::settings::{Place, Remark, Value};
 
@@ -25,11 +27,7 @@ enum Keeper {
     Environment(String),
     File(PathBuf),
     SystemdCredential(String),
-    Command {
-        argv: Vec<String>,
-        #[expect(dead_code, reason = "re-run when due: comes with living credentials")]
-        ttl: Option<Duration>,
-    },
+    Command { argv: Vec<String>, ttl: Option<Duration> },
 }
 
 /// A reference that leads nowhere, and where it stands in the configuration file.
@@ -64,18 +62,9 @@ impl SecretRef {
                 is_file_name.then(|| Keeper::SystemdCredential(name.to_owned())).ok_or("expected a name without `/`")
             })
         });
-        let ttl = table.get("ttl").map(|v| {
-            v.warning("understood, but not in effect yet: the command runs at start and on reload");
-            v.duration()
-        });
-        let command = table.get("command").map(|v| {
-            let argv: Vec<String> = v.list_of(|word| word.string().map(str::to_owned))?;
-            if argv.is_empty() {
-                v.error("expected a program and its arguments");
-                return None;
-            }
-            Some(Keeper::Command { argv, ttl: ttl.unwrap_or_default() })
-        });
+        let ttl = table.get("ttl").map(|v| v.duration());
+        let command =
+            table.get("command").map(|v| Some(Keeper::Command { argv: argv(&v)?, ttl: ttl.unwrap_or_default() }));
         let is_command = command.is_some();
         table.finish();
         let mut given = [environment, file, credential, command].into_iter().flatten();
@@ -99,6 +88,37 @@ impl SecretRef {
         }
     }
 
+    /// The file that the secret is read from, if it is.
+    #[must_use]
+    pub fn file(&self) -> Option<PathBuf> {
+        match &self.keeper {
+            Keeper::File(path) => Some(path.clone()),
+            Keeper::SystemdCredential(name) => systemd_credential(name).ok(),
+            _ => None,
+        }
+    }
+
+    /// After how long the command that prints the secret is to run again.
+    #[must_use]
+    pub fn ttl(&self) -> Option<Duration> {
+        match &self.keeper {
+            Keeper::Command { ttl, .. } => *ttl,
+            _ => None,
+        }
+    }
+
+    /// What distinguishes this reference from others, without showing the secret: two that are equal lead to the same.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        match &self.keeper {
+            Keeper::Here(secret) => format!("here {}", hex::encode(Sha256::digest(secret.expose_secret()))),
+            Keeper::Environment(name) => format!("env {name}"),
+            Keeper::File(path) => format!("file {}", path.display()),
+            Keeper::SystemdCredential(name) => format!("credential {name}"),
+            Keeper::Command { argv, .. } => format!("command {argv:?}"),
+        }
+    }
+
     /// Reads the secret. One trailing newline is dropped: editors and `echo` leave it.
     ///
     /// # Errors
@@ -111,27 +131,14 @@ impl SecretRef {
         let octets = match &self.keeper {
             Keeper::Here(secret) => return Ok(secret.clone()),
             Keeper::Environment(name) => std::env::var_os(name)
-                .map(std::os::unix::ffi::OsStringExt::into_vec)
+                .map(|value| Zeroizing::new(value.into_vec()))
                 .ok_or_else(|| format!("the environment variable {name} is not set"))?,
             Keeper::File(path) => read_file(path)?,
-            Keeper::SystemdCredential(name) => {
-                let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or(
-                    "CREDENTIALS_DIRECTORY is not set: systemd sets it for a unit with LoadCredential= or SetCredential=",
-                )?;
-                read_file(&PathBuf::from(folder).join(name))?
-            }
+            Keeper::SystemdCredential(name) => read_file(&systemd_credential(name)?)?,
             Keeper::Command { argv, .. } => run(argv, PATIENCE)?,
         };
-        let mut text = String::from_utf8(octets).map_err(|error| {
-            error.into_bytes().zeroize();
-            "expected text in UTF-8"
-        })?;
-        if text.ends_with('\n') {
-            text.pop();
-            if text.ends_with('\r') {
-                text.pop();
-            }
-        }
+        let text = str::from_utf8(&octets).map_err(|_| "expected text in UTF-8")?;
+        let text = text.strip_suffix('\n').map_or(text, |line| line.strip_suffix('\r').unwrap_or(line));
         if text.is_empty() {
             return Err("it leads to nothing: the secret is empty".to_owned());
         }
@@ -139,20 +146,39 @@ impl SecretRef {
     }
 }
 
-fn read_file(path: &PathBuf) -> Result<Vec<u8>, String> {
+/// Reads a program and its arguments.
+pub(super) fn argv(value: &Value<'_>) -> Option<Vec<String>> {
+    let argv: Vec<String> = value.list_of(|word| word.string().map(str::to_owned))?;
+    if argv.is_empty() {
+        value.error("expected a program and its arguments");
+        return None;
+    }
+    Some(argv)
+}
+
+fn systemd_credential(name: &str) -> Result<PathBuf, &'static str> {
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY")
+        .ok_or("CREDENTIALS_DIRECTORY is not set: systemd sets it for a unit with LoadCredential= or SetCredential=")?;
+    Ok(PathBuf::from(folder).join(name))
+}
+
+pub(super) fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let shown = path.display();
     let file = std::fs::File::open(path).map_err(|error| format!("cannot open {shown}: {error}"))?;
-    let mut octets = Vec::with_capacity(4096);
-    file.take(MOST + 1).read_to_end(&mut octets).map_err(|error| format!("cannot read {shown}: {error}"))?;
-    if octets.len() as u64 > MOST {
-        octets.zeroize();
-        return Err(format!("{shown} holds more than {MOST} octets"));
-    }
-    Ok(octets)
+    let octets = read_all(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
+    octets.ok_or_else(|| format!("{shown} holds more than {MOST} octets"))
+}
+
+/// All that there is, unless that is too much.
+fn read_all(source: impl Read) -> std::io::Result<Option<Zeroizing<Vec<u8>>>> {
+    // Room for all of it at once: what grows leaves copies behind.
+    let mut octets = Zeroizing::new(Vec::with_capacity(MOST + 1));
+    source.take(MOST as u64 + 1).read_to_end(&mut octets)?;
+    Ok((octets.len() <= MOST).then_some(octets))
 }
 
 /// Runs a program that has to end within `patience`, and returns what it printed. Its standard error goes where ours goes.
-fn run(argv: &[String], patience: Duration) -> Result<Vec<u8>, String> {
+pub(super) fn run(argv: &[String], patience: Duration) -> Result<Zeroizing<Vec<u8>>, String> {
     let deadline = Instant::now() + patience;
     let Some((program, arguments)) = argv.split_first() else { return Err("expected a program".to_owned()) };
     let mut child = Command::new(program)
@@ -165,11 +191,9 @@ fn run(argv: &[String], patience: Duration) -> Result<Vec<u8>, String> {
     let (sender, receiver) = mpsc::sync_channel(1);
     // The reader ends with the child's standard output, which ends at the latest when the child is killed.
     std::thread::spawn(move || {
-        let mut octets = Vec::with_capacity(4096);
-        let read = output.map(|output| output.take(MOST + 1).read_to_end(&mut octets));
-        let _ = sender.send(match read {
-            Some(Ok(_)) if octets.len() as u64 <= MOST => Ok(octets),
-            Some(Ok(_)) => Err(format!("it printed more than {MOST} octets")),
+        let _ = sender.send(match output.map(read_all) {
+            Some(Ok(Some(octets))) => Ok(octets),
+            Some(Ok(None)) => Err(format!("it printed more than {MOST} octets")),
             _ => Err("its output could not be read".to_owned()),
         });
     });
@@ -188,25 +212,22 @@ fn run(argv: &[String], patience: Duration) -> Result<Vec<u8>, String> {
         // First, since a program whose output nobody reads any more may well end badly.
         Ok(Err(trouble)) => Err(format!("{program}: {trouble}")),
         Ok(Ok(octets)) if !is_late && status.success() => Ok(octets),
-        Ok(Ok(mut octets)) => {
-            octets.zeroize();
-            Err(if is_late { late } else { format!("{program} ended with {status}") })
-        }
-        Err(_) => Err(late),
+        Ok(Ok(_)) if !is_late => Err(format!("{program} ended with {status}")),
+        Ok(Ok(_)) | Err(_) => Err(late),
     }
 }
 
 /// What a secret may measure, in octets; tokens of 16 KiB exist.
-const MOST: u64 = 65536;
+const MOST: usize = 65536;
 
 /// How long a command may take: a password manager may ask somebody to touch a key.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn shell(script: &str, patience: Duration) -> Result<Vec<u8>, String> {
+    fn shell(script: &str, patience: Duration) -> Result<Zeroizing<Vec<u8>>, String> {
         run(&["sh", "-c", script].map(str::to_owned), patience)
     }
 
@@ -222,7 +243,7 @@ mod tests {
 
     #[test]
     fn what_a_program_prints_counts_only_if_it_ends_well() {
-        assert_eq!(shell("echo secret", PATIENCE).unwrap(), b"secret\n");
+        assert_eq!(shell("echo secret", PATIENCE).unwrap().as_slice(), b"secret\n");
         assert_eq!(shell("echo secret; exit 3", PATIENCE).unwrap_err(), "sh ended with exit status: 3");
         for script in ["head -c 70000 /dev/zero", "head -c 70000 /dev/zero; exit 3", "trap '' PIPE; yes; sleep 60"] {
             let error = shell(script, Duration::from_secs(5)).unwrap_err();

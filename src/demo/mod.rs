@@ -69,7 +69,7 @@ impl Stage {
             .listen(Site {
                 name: "certificates",
                 transport: Transport::Plain,
-                scheme: Box::new(Bce { keys: vec![access_key.clone()] }),
+                scheme: Box::new(Bce { keys: vec![access_key.clone()].into() }),
                 service: Service::Certificates(Certificates::default()),
             })
             .await?;
@@ -99,10 +99,10 @@ impl Stage {
         let mut echoing = async |name, transport, scheme: Box<dyn Scheme>| {
             upstream.listen(Site { name, transport, scheme, service: Service::Echo }).await
         };
-        let acm = Acm { keys: keys(), charset: encoding_rs::GBK };
+        let acm = Acm { keys: keys().into(), charset: encoding_rs::GBK };
         let configurations = echoing("configurations", Transport::Plain, Box::new(acm)).await?;
         let platform = echoing("platform", Transport::Plain, Box::new(tem)).await?;
-        let hmac = SdkHmac { keys: keys(), derived: None };
+        let hmac = SdkHmac { keys: keys().into(), derived: None };
         let migration = echoing("migration", Transport::Tls(server()?), Box::new(hmac)).await?;
         let roa = AcsRoa::new(keys());
         let management = echoing("management", Transport::Tls(server()?), Box::new(roa)).await?;

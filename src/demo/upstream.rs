@@ -19,6 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use rustls_pki_types::CertificateDer;
+use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -138,7 +139,11 @@ impl Upstream {
 }
 
 impl Transport {
-    fn acceptor(&self) -> Result<Option<TlsAcceptor>, Box<dyn std::error::Error + Send + Sync>> {
+    /// What makes TLS of a connection; `None` for plain HTTP.
+    ///
+    /// # Errors
+    /// The identity, or the authority of the clients, cannot be used.
+    pub fn acceptor(&self) -> Result<Option<TlsAcceptor>, Box<dyn std::error::Error + Send + Sync>> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder =
             ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
@@ -272,10 +277,13 @@ impl Open {
         let mut response = Response::new(Full::default());
         *response.status_mut() = status;
         if let Some(body) = body {
-            response
-                .headers_mut()
-                .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
-            *response.body_mut() = Full::from(body.to_string());
+            // A service whose errors are no JSON has text for them.
+            let (content_type, body) = match body {
+                Value::String(text) => ("text/plain; charset=utf-8", text),
+                body => ("application/json; charset=utf-8", body.to_string()),
+            };
+            response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+            *response.body_mut() = Full::from(body);
         }
         if let Ok(id) = HeaderValue::try_from(id) {
             response.headers_mut().insert(self.scheme.request_id_header(), id);

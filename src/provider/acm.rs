@@ -19,6 +19,7 @@
 //!   clients verifies their certificates in full.
 
 use std::borrow::Cow;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,14 +28,19 @@ use base64::prelude::BASE64_STANDARD;
 use encoding_rs::Encoding;
 use hmac::{Hmac, KeyInit, Mac};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use sha1::Sha1;
 
-use super::{BodyNeed, Explanation, Fields, Key, Provider, Registration, Request, Signer, secret_value};
+use super::verdict::{Cause, Reply, Used, Verdict};
+use super::{
+    Allowance, BodyNeed, Explanation, Fields, Key, Order, Provider, Registration, Request, Signer, Things, Usage,
+    secret_value,
+};
 use crate::canonical::query::{form_decode, form_pairs, is_form};
 use crate::credential::{AccessKey, Credential, ExposeSecret, Source};
 use crate::settings::Table;
-use crate::upstream::Host;
+use crate::upstream::directory::Directory;
+use crate::upstream::{Endpoint, Host, split_authority};
 
 /// The provider.
 pub(super) static REGISTRATION: Registration = Registration {
@@ -58,15 +64,26 @@ pub(super) static REGISTRATION: Registration = Registration {
             meaning: "what a poll's signature covers: \"timestamp\" is it alone, as the Java client has it; \
                       \"first-entry\": tenant and group of its first entry too",
         },
-        Key { name: "address_server", default: "", meaning: "where the servers are listed; not supported yet" },
+        Key {
+            name: "address_server",
+            default: "",
+            meaning: "who lists the servers, a URL or host[:port], instead of the route's `upstream`; a host without a port is asked \
+                      at 8080",
+        },
         Key {
             name: "retry_post",
             default: "\"unsent\"",
-            meaning: "when a POST goes to the next server: \"unsent\", or \"always\", which is not in effect yet",
+            meaning: "when a POST goes to the next server: \"unsent\", if it provably was not sent, or \"always\"",
         },
-        Key { name: "rate_limit", default: "true", meaning: "keep to the documented limits; not in effect yet" },
+        Key {
+            name: "rate_limit",
+            default: "true",
+            meaning: "keep to the documented limits: of one configuration 10 reads and 5 changes a second, and 30 polls \
+                      that wait; what is beyond them for more than half a second is answered 429",
+        },
     ],
     credential_headers: &["Spas-*", "timeStamp"],
+    finds_upstream: false,
     read: |table| Acm::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
 
@@ -75,6 +92,10 @@ struct Acm {
     source: Source,
     charsets: Charsets,
     listen_sign: ListenSign,
+    /// Who lists the servers, and the key that names it.
+    address_server: Option<(Endpoint, String)>,
+    repeats_posts: bool,
+    rate_limit: bool,
 }
 
 /// What tenant and group are written in.
@@ -111,20 +132,19 @@ impl Acm {
         let listen_sign = table.get("listen_sign").map_or(Some(ListenSign::Timestamp), |value| {
             value.choice(&[("timestamp", ListenSign::Timestamp), ("first-entry", ListenSign::FirstEntry)])
         });
-        let address_server = table.get("address_server").map_or(Some(()), |value| {
-            value.string()?;
-            value.error("not supported yet: name the servers in `upstream`");
-            None
-        });
-        let retry_post = table.get("retry_post").map_or(Some(()), |value| {
-            if value.choice(&[("unsent", false), ("always", true)])? {
-                value.warning("understood, but not in effect yet: a POST goes again only if it was never sent");
-            }
-            Some(())
-        });
+        let address_server =
+            table.get("address_server").map(|value| Some((value.parse(address_server)?, value.path().to_owned())));
+        let repeats_posts =
+            table.get("retry_post").map_or(Some(false), |value| value.choice(&[("unsent", false), ("always", true)]));
         let rate_limit = table.get("rate_limit").map_or(Some(true), |value| value.boolean());
-        address_server.and(retry_post).and(rate_limit)?;
-        Some(Self { source: source?, charsets: charsets?, listen_sign: listen_sign? })
+        Some(Self {
+            source: source?,
+            charsets: charsets?,
+            listen_sign: listen_sign?,
+            address_server: address_server.map_or(Some(None), |read| read.map(Some))?,
+            repeats_posts: repeats_posts?,
+            rate_limit: rate_limit?,
+        })
     }
 }
 
@@ -149,10 +169,82 @@ impl Provider for Acm {
         if is_form(headers) == Some(false) { BodyNeed::Nothing } else { BodyNeed::Whole }
     }
 
+    fn sdk(&self, authority: &str) -> Option<String> {
+        Some(format!("ACMClient(\"{authority}\", \"NAMESPACE\", \"any\", \"any\")"))
+    }
+
     /// A poll is answered when something changes, or after the time that it names.
     fn deadline(&self, headers: &HeaderMap) -> Option<Duration> {
         let milliseconds = headers.get(POLL)?.to_str().ok()?.trim().parse().ok()?;
         Some(Duration::from_millis(milliseconds).min(LONGEST_POLL) + POLL_MARGIN)
+    }
+
+    fn allowance(&self) -> Option<Allowance> {
+        self.rate_limit.then_some(ALLOWANCE)
+    }
+
+    /// What names a configuration reads it if it is a GET or names several at once, as the calls `batch*` do, and changes
+    /// it otherwise.
+    fn usage(&self, method: &Method, query: Option<&str>, headers: &HeaderMap, body: &[u8]) -> Usage {
+        let form = if is_form(headers) == Some(true) { body } else { b"" };
+        let pairs = form_pairs(query.unwrap_or_default().as_bytes()).chain(form_pairs(form));
+        let [tenant, group, one, several, probe] = firsts(pairs, ["tenant", "group", "dataId", "dataIds", PROBE]);
+        if probe.is_some() {
+            // What the server answers at once has no place among those that wait.
+            let is_at_once = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"true");
+            let waits = headers.contains_key(POLL) && !headers.get(AT_ONCE).is_some_and(is_at_once);
+            return if waits { Usage::Poll { unchanged: "" } } else { Usage::Nothing };
+        }
+        if !self.rate_limit {
+            return Usage::Nothing;
+        }
+        let [tenant, group] = [tenant, group].map(|name| form_decode(name.unwrap_or_default()));
+        let ids = form_decode(several.or(one).unwrap_or_default());
+        let ids = ids.split(|octet| several.is_some() && *octet == FIELD_END).filter(|id| !id.is_empty());
+        let names: Vec<_> = ids.take(MOST_IDS).map(<[u8]>::to_vec).collect();
+        if names.is_empty() {
+            return Usage::Nothing;
+        }
+        let things = Things { space: [tenant, group].join(&FIELD_END), names };
+        match *method {
+            Method::GET | Method::HEAD => Usage::Reads(things),
+            _ if several.is_some() => Usage::Reads(things),
+            _ => Usage::Changes(things),
+        }
+    }
+
+    fn judges(&self, status: StatusCode) -> bool {
+        status == StatusCode::FORBIDDEN
+    }
+
+    /// A 403 says that the access key, the signature, the time or the namespace is wrong, and not which: its body is free
+    /// text that no document describes. So only what can be told from outside is acted on.
+    fn verdict(&self, reply: &Reply<'_>) -> Verdict {
+        let Used { is_temporary, age } = reply.credential;
+        let (cause, advice) = if reply.is_off_by(CLOCK_WINDOW) {
+            (Cause::Clock(None), "set this machine's clock: a signature is good for 60 seconds")
+        } else if is_temporary && age > SETTLED {
+            (Cause::Credential, "fetch the temporary keys anew, and check that their role may use the namespace")
+        } else {
+            let advice = "check the access key, its secret and that they may use the namespace; \
+                          `countersign sign --explain` shows which of tenant and group are signed";
+            (Cause::Signature, advice)
+        };
+        Verdict { advice: advice.into(), ..Verdict::of(cause) }
+    }
+
+    /// Its clients stay with one server too.
+    fn order(&self) -> Order {
+        Order::Stay
+    }
+
+    fn directory(&self, secure: bool) -> Option<Directory> {
+        let (endpoint, key) = self.address_server.clone()?;
+        Some(Directory { endpoint, key, target: DISCOVERY, secure, port: if secure { 443 } else { 8080 } })
+    }
+
+    fn repeats_posts(&self) -> bool {
+        self.repeats_posts
     }
 
     /// A client that looks for servers is to find this one.
@@ -199,19 +291,11 @@ impl AcmSigner {
             None => return Err("a form's parameters are signed: send one Content-Type with one media type".to_owned()),
         };
         let of = |octets, charset| form_pairs(octets).map(move |(name, value)| (name, Raw { value, charset }));
-        let (mut tenant, mut group, mut probe) = (None, None, None);
-        for (name, raw) in of(request.query.unwrap_or_default().as_bytes(), query).chain(of(body, form)) {
-            let found = match form_decode(name).as_ref() {
-                b"tenant" => &mut tenant,
-                b"group" => &mut group,
-                b"Probe-Modify-Request" => &mut probe,
-                _ => continue,
-            };
-            found.get_or_insert(raw);
-        }
+        let pairs = of(request.query.unwrap_or_default().as_bytes(), query).chain(of(body, form));
+        let [tenant, group, probe] = firsts(pairs, ["tenant", "group", PROBE]);
         if let Some(probe) = probe.filter(|probe| self.listen_sign == ListenSign::FirstEntry && !probe.value.is_empty())
         {
-            let octets = probe.unescape("Probe-Modify-Request")?;
+            let octets = probe.unescape(PROBE)?;
             let entry = octets.split(|octet| *octet == ENTRY_END).next().unwrap_or_default();
             // What is asked for, its group, the MD5 of what the client has, and perhaps the tenant.
             let field = |index| entry.split(|octet| *octet == FIELD_END).nth(index).unwrap_or_default();
@@ -263,6 +347,21 @@ impl Signer for AcmSigner {
         fields.extend(self.security_token.iter().map(|token| (SECURITY_TOKEN.clone(), token.clone())));
         Ok(fields)
     }
+}
+
+/// The first value of each of these parameters.
+fn firsts<'r, T, const N: usize>(
+    pairs: impl Iterator<Item = (&'r [u8], T)>,
+    names: [&'static str; N],
+) -> [Option<T>; N] {
+    let mut found = [const { None }; N];
+    for (name, value) in pairs {
+        let name = form_decode(name);
+        if let Some((first, _)) = found.iter_mut().zip(names).find(|(_, known)| known.as_bytes() == &*name) {
+            first.get_or_insert(value);
+        }
+    }
+    found
 }
 
 /// A parameter's value as it came.
@@ -358,6 +457,15 @@ fn utf8(octets: Cow<'_, [u8]>) -> Option<Cow<'_, str>> {
     }
 }
 
+/// Who lists the servers: a URL, or `host[:port]`.
+fn address_server(text: &str) -> Result<Endpoint, &'static str> {
+    if text.contains("://") {
+        return Endpoint::parse(text);
+    }
+    let (host, port) = split_authority(text)?;
+    Endpoint::parse(&format!("http://{host}:{}", port.unwrap_or(8080)))
+}
+
 fn is_discovery(method: &Method, path: &str) -> bool {
     path == DISCOVERY && matches!(*method, Method::GET | Method::HEAD)
 }
@@ -365,12 +473,30 @@ fn is_discovery(method: &Method, path: &str) -> bool {
 /// Where clients ask for the servers.
 const DISCOVERY: &str = "/diamond-server/diamond";
 
+/// What the vendor's page on limits grants an address.
+const ALLOWANCE: Allowance = Allowance {
+    reads: NonZeroU32::new(10).expect("more than none"),
+    changes: NonZeroU32::new(5).expect("more than none"),
+    polls: 30,
+};
+/// How many configurations one request is counted for: no client asks for nearly as many, and each takes memory.
+const MOST_IDS: usize = 1000;
+
+/// What a poll asks for.
+const PROBE: &str = "Probe-Modify-Request";
+/// Says that a poll is to be answered at once.
+const AT_ONCE: &str = "longpullingnohangup";
 /// How long a poll lasts, in milliseconds.
 const POLL: &str = "longpullingtimeout";
 /// What clients wait beyond that.
 const POLL_MARGIN: Duration = Duration::from_secs(10);
 /// Clients poll for half a minute: this only keeps nonsense out of what is reckoned with.
 const LONGEST_POLL: Duration = Duration::from_secs(86_400);
+
+/// What is too much for a signature that is good for 60 seconds, its way included.
+const CLOCK_WINDOW: Duration = Duration::from_secs(30);
+/// How old temporary keys are that cannot be too new to be known.
+const SETTLED: Duration = Duration::from_secs(60);
 
 const ENTRY_END: u8 = 1;
 const FIELD_END: u8 = 2;
@@ -397,16 +523,30 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_in_effect_yet_is_warned_about_and_the_defaults_are_not() {
+    fn every_key_has_its_values() {
         let written = "charset = 'gbk'\nlisten_sign = 'timestamp'\nretry_post = 'unsent'\nrate_limit = true";
-        for text in ["", written, "rate_limit = false", "charset = 'auto'\nlisten_sign = 'first-entry'"] {
+        for text in [
+            "",
+            written,
+            "rate_limit = false",
+            "charset = 'auto'\nlisten_sign = 'first-entry'",
+            "retry_post = 'always'",
+        ] {
             let (provider, errors, warnings) = read(text);
             assert!(provider.is_some() && errors.is_empty() && warnings.is_empty(), "{text}: {errors:?} {warnings:?}");
+            assert_eq!(provider.unwrap().repeats_posts(), text.contains("always"));
         }
-        let (provider, errors, warnings) = read("retry_post = 'always'");
-        assert!(provider.is_some() && errors.is_empty());
-        let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
-        assert!(warning.message.contains("not in effect yet"), "{warning:?}");
+        for (text, plain, secure) in [
+            ("acm.aliyun.com", "http://acm.aliyun.com:8080", 443),
+            ("10.0.0.1:9000", "http://10.0.0.1:9000", 443),
+            ("https://acm.test", "https://acm.test", 443),
+        ] {
+            let provider = read(&format!("address_server = '{text}'")).0.unwrap();
+            let directory = provider.directory(false).unwrap();
+            assert_eq!((directory.endpoint.to_string().as_str(), directory.port), (plain, 8080));
+            assert_eq!(provider.directory(true).unwrap().port, secure);
+        }
+        assert_eq!(read("").0.unwrap().directory(true), None);
     }
 
     #[test]
@@ -415,7 +555,8 @@ mod tests {
             "charset = 'hunter2'",
             "charset = 1",
             "listen_sign = 'hunter2'",
-            "address_server = 'http://hunter2:8080'",
+            "address_server = 'http://hunter2:8080/x'",
+            "address_server = 'hunter2:x'",
             "address_server = 1",
             "retry_post = 'hunter2'",
             "retry_post = true",
@@ -462,11 +603,81 @@ mod tests {
         assert_eq!(provider.deadline(&HeaderMap::new()), None);
     }
 
+    /// What a request counts as; parts of names that are joined are shown with `|` between them.
+    fn counted(method: &Method, query: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> String {
+        let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        let query = Some(query).filter(|query| !query.is_empty());
+        let (what, Things { space, names }) =
+            match read("").0.unwrap().usage(method, query, &headers.collect(), body.as_ref()) {
+                Usage::Nothing => return "nothing".to_owned(),
+                Usage::Poll { unchanged } => return format!("a poll{unchanged}"),
+                Usage::Reads(things) => ("reads", things),
+                Usage::Changes(things) => ("changes", things),
+            };
+        let names: Vec<_> = names.iter().map(|name| name.escape_ascii().to_string()).collect();
+        format!("{what} {}: {}", space.escape_ascii(), names.join(" ")).replace("\\x02", "|")
+    }
+
+    const FORM: &[(&str, &str)] = &[("Content-Type", "application/x-www-form-urlencoded; charset=GBK")];
+
+    #[test]
+    fn what_names_a_configuration_reads_or_changes_it() {
+        for (query, expected) in [
+            ("dataId=d&group=g&tenant=t", "reads t|g: d"),
+            ("%64ataId=a+b%2B&group=%e9F", r"reads |\xe9F: a b+"),
+            ("dataId=d&group=%E9%46&tenant=", r"reads |\xe9F: d"),
+            ("dataId=d&dataId=e&group=g&group=h", "reads |g: d"),
+            ("dataId=&group=g", "nothing"),
+            ("dataid=d&group=g", "nothing"),
+            ("method=getAllConfigByTenant&tenant=t&pageNo=1&pageSize=10", "nothing"),
+            ("", "nothing"),
+        ] {
+            assert_eq!(counted(&Method::GET, query, &[], ""), expected, "{query}");
+            assert_eq!(counted(&Method::HEAD, query, FORM, ""), expected, "{query}");
+        }
+        for (query, body, expected) in [
+            ("method=syncUpdateAll", "dataId=d&group=g&tenant=t&content=dataId%3De", "changes t|g: d"),
+            ("method=deleteAllDatums&tenant=t", "%64%61%74%61%49%64=d&group=%C5%E4&tenant=u", r"changes t|\xc5\xe4: d"),
+            ("dataId=d", "dataId=e&dataId=f", "changes |: d"),
+            ("method=batchGetConfig", "dataIds=a%02b%02%02a&group=g&tenant=t", "reads t|g: a b a"),
+            ("method=batchQuery", "dataIds=%02&dataId=d&group=g", "nothing"),
+            ("method=syncUpdateAll", "group=g", "nothing"),
+        ] {
+            assert_eq!(counted(&Method::POST, query, FORM, body), expected, "{query} {body}");
+            assert_eq!(counted(&Method::POST, "", &[("Content-Type", "text/plain")], body), "nothing", "{body}");
+        }
+        let many = format!("dataIds={}", "d%02".repeat(2 * MOST_IDS));
+        assert_eq!(counted(&Method::POST, "", FORM, many).split(' ').count(), 2 + MOST_IDS);
+    }
+
+    #[test]
+    fn a_poll_waits_unless_it_is_to_be_answered_at_once() {
+        let body = "Probe-Modify-Request=d%02g%02%01";
+        let poll = |headers: &[(&str, &str)]| counted(&Method::POST, "", &[FORM, headers].concat(), body);
+        let timeout = ("longPullingTimeout", "30000");
+        assert_eq!(poll(&[timeout]), "a poll");
+        assert_eq!(poll(&[timeout, ("longPullingNoHangUp", "false")]), "a poll");
+        assert_eq!(poll(&[timeout, ("longPullingNoHangUp", " True")]), "nothing");
+        assert_eq!(poll(&[]), "nothing");
+        assert_eq!(counted(&Method::POST, "", &[timeout], body), "nothing");
+        assert_eq!(counted(&Method::POST, body, &[timeout], ""), "a poll");
+        assert_eq!(counted(&Method::POST, "", &[FORM, &[timeout]].concat(), "dataId=d"), "changes |: d");
+    }
+
+    #[test]
+    fn the_limits_are_the_documented_ones_or_none() {
+        let allowance = |text| read(text).0.unwrap().allowance();
+        let Allowance { reads, changes, polls } = allowance("").unwrap();
+        assert_eq!((reads.get(), changes.get(), polls), (10, 5, 30));
+        assert_eq!(allowance("rate_limit = true"), allowance(""));
+        assert_eq!(allowance("rate_limit = false"), None);
+    }
+
     #[test]
     fn who_looks_for_servers_finds_the_address_that_was_used() {
         let provider = read("").0.unwrap();
         let answer = |method, path, authority| {
-            let authority = crate::upstream::split_authority(authority).unwrap();
+            let authority = split_authority(authority).unwrap();
             provider.answer(&method, path, &authority)
         };
         assert_eq!(answer(Method::GET, DISCOVERY, "acm.localhost:8080").unwrap(), "acm.localhost:8080\n");

@@ -25,18 +25,21 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, DATE};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use md5::{Digest, Md5};
 use sha1::Sha1;
 use smallvec::SmallVec;
 
-use super::{BodyNeed, Explanation, Fields, Key, Provider, Registration, Request, Signer};
+use super::verdict::{Cause, Reply, Row, Verdict, Wording};
+use super::{BodyNeed, Explanation, Fields, Key, Provider, Registration, Request, Signer, concealed};
 use crate::canonical::{query, time};
+use crate::clock::Timestamp;
 use crate::credential::{AccessKey, Credential, ExposeSecret, Source};
 use crate::settings::{Table, Value};
 
@@ -74,6 +77,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         "x-acs-bearer-token",
         "x-acs-credentials-provider",
     ],
+    finds_upstream: false,
     read: |table| AcsRoa::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
 
@@ -88,7 +92,7 @@ struct AcsRoa {
 impl AcsRoa {
     fn read(table: &Table<'_>) -> Option<Self> {
         let source = Source::read(table);
-        let default = HeaderValue::from_static("2015-12-15");
+        let default = HeaderValue::from_static(DEFAULT_VERSION);
         let version = table.get("version").map_or(Some(default), |value| value.parse(version));
         let switch = |key| table.get(key).map_or(Some(false), |value: Value<'_>| value.boolean());
         let (has_content_md5, names_access_key) = (switch("content_md5"), switch("sts_accesskey_id_header"));
@@ -114,6 +118,10 @@ fn version(text: &str) -> Result<HeaderValue, &'static str> {
 impl Provider for AcsRoa {
     fn source(&self) -> &Source {
         &self.source
+    }
+
+    fn mints_at(&self) -> &'static [&'static str] {
+        &["cs", "sts", "ram"]
     }
 
     fn sets(&self) -> Vec<String> {
@@ -157,9 +165,8 @@ impl Provider for AcsRoa {
         let mut temporary = Fields::new();
         if let Some(token) = security_token {
             let token = token.expose_secret().trim_ascii();
-            let token = HeaderValue::from_bytes(token.as_bytes()).ok().filter(|_| !token.is_empty());
-            let mut token = token.ok_or("the security token is empty or holds octets that no header can carry")?;
-            token.set_sensitive(true);
+            let value = concealed(&[token]).filter(|_| !token.is_empty());
+            let token = value.ok_or("the security token is empty or holds octets that no header can carry")?;
             temporary.push((SECURITY_TOKEN.clone(), token));
             if self.names_access_key {
                 temporary.push((ACCESS_KEY_ID.clone(), id));
@@ -174,9 +181,45 @@ impl Provider for AcsRoa {
         }))
     }
 
+    fn sdk(&self, authority: &str) -> Option<String> {
+        let request = "version=\"2015-12-15\", action_name=\"DescribeClusters\", uri_pattern=\"/clusters\"";
+        Some(format!(
+            "request = CommonRequest(domain=\"{authority}\", {request})\n\
+             request.set_protocol_type(\"http\")\n\
+             request.set_method(\"GET\")\n\
+             AcsClient(\"any\", \"any\", \"cn-hangzhou\").do_action_with_exception(request)"
+        ))
+    }
+
     fn body(&self, _method: &Method, _headers: &HeaderMap) -> BodyNeed {
         if self.has_content_md5 { BodyNeed::Whole } else { BodyNeed::Nothing }
     }
+
+    fn judges(&self, status: StatusCode) -> bool {
+        matches!(status.as_u16(), 400 | 401 | 403 | 404 | 429 | 503)
+    }
+
+    fn verdict(&self, reply: &Reply<'_>) -> Verdict {
+        let mut verdict = WORDING.judge(reply, REFUSALS);
+        // The reply to a HEAD has no body: the clocks are all there is to go by.
+        if *reply.method == Method::HEAD && reply.is_off_by(WINDOW) {
+            (verdict.cause, verdict.advice) = (Cause::Clock(None), CLOCK.into());
+        }
+        verdict
+    }
+}
+
+/// The headers of a GET without a query that is asked of our own accord.
+///
+/// # Errors
+/// Why the access key cannot be used.
+pub(super) fn sign_get(key: &AccessKey, path: &str, time: Timestamp, nonce: &str) -> Result<HeaderMap, String> {
+    let (version, source) = (HeaderValue::from_static(DEFAULT_VERSION), Source::Nothing);
+    let provider = AcsRoa { source, version, has_content_md5: false, names_access_key: false };
+    let signer = provider.signer(&Credential::AccessKey(key.clone()))?;
+    let (method, headers) = (&Method::GET, &HeaderMap::new());
+    let request = Request { method, path, query: None, headers, body: b"", time, nonce };
+    Ok(signer.sign(&request, None)?.into_iter().collect())
 }
 
 struct AcsRoaSigner {
@@ -306,6 +349,59 @@ fn decode(text: &str) -> Result<Cow<'_, [u8]>, String> {
     str::from_utf8(&decoded).map_err(not_text)?;
     Ok(decoded)
 }
+
+static WORDING: Wording = Wording {
+    names: &[("Code", "Message"), ("code", "message")],
+    ids: &["RequestId", "requestId"],
+    id_headers: &["x-acs-request-id"],
+    has_xml: true,
+};
+
+/// From the vendor's table of common errors and its SDKs. Which status goes with a code varies by service.
+static REFUSALS: &[Row] = &[
+    Row::of(
+        &["SignatureDoesNotMatch"],
+        Cause::Signature,
+        "compare the text at the end of the reply's message with what `countersign sign --explain` shows for the same time and \
+         nonce: if they are equal, the secret key is wrong, else something changed the request on its way",
+    ),
+    Row::of(
+        &["IncompleteSignature"],
+        Cause::Other,
+        "check that nothing on the way to the server changes the header `Authorization`",
+    ),
+    Row::of(&["InvalidTimeStamp", "IllegalTimestamp"], Cause::Clock(None), CLOCK),
+    Row::of(
+        &["SignatureNonceUsed"],
+        Cause::Spent,
+        "check that nothing on the way to the server sends requests a second time",
+    ),
+    Row::of(&["InvalidAccessKeyId.Inactive"], Cause::Other, "enable the access key, or use another one"),
+    Row::of(
+        &["InvalidAccessKeyId"],
+        Cause::Credential,
+        "check that the access key exists, and that a temporary one has not expired",
+    ),
+    Row::of(
+        &["InvalidSecurityToken", "MissingSecurityToken"],
+        Cause::Credential,
+        "fetch the temporary keys anew: key, secret and security token belong together and expire together",
+    ),
+    Row::of(
+        &["Forbidden", "NoPermission"],
+        Cause::Other,
+        "give the owner of the access key a policy that allows the request",
+    ),
+    Row::of(&["Throttling"], Cause::Throttled, "send fewer requests"),
+    Row::of(&[], Cause::Throttled, "send fewer requests").at(429),
+];
+
+const DEFAULT_VERSION: &str = "2015-12-15";
+
+const CLOCK: &str = "set this machine's clock: it is more than 15 minutes off";
+
+/// How far the server's clock may be off ours.
+const WINDOW: Duration = Duration::from_secs(900);
 
 static ACCESS_KEY_ID: HeaderName = HeaderName::from_static("x-acs-accesskey-id");
 static CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use http::HeaderValue;
 use http::header::AUTHORIZATION;
+use secrecy::zeroize::Zeroizing;
 
-use super::{Fields, Fixed, Key, Provider, Registration, Signer};
+use super::{Fields, Fixed, Key, Provider, Registration, Signer, concealed};
 use crate::credential::{AccessKey, Credential, ExposeSecret, SecretRef, Source};
 use crate::settings::Table;
 
@@ -20,6 +20,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         Key { name: "password", default: "", meaning: "the password, a secret: { env = \"PASSWORD\" }" },
     ],
     credential_headers: &["Authorization"],
+    finds_upstream: false,
     read: |table| Basic::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
 
@@ -58,10 +59,9 @@ impl Provider for Basic {
         if password.is_empty() || password.chars().any(char::is_control) {
             return Err("the password is empty or holds a control character, such as a line break".to_owned());
         }
-        let mut value = "Basic ".to_owned();
-        BASE64_STANDARD.encode_string(format!("{user}:{password}"), &mut value);
-        let mut value = HeaderValue::try_from(value).map_err(|_| "the password does not fit into a header")?;
-        value.set_sensitive(true);
+        let pair = Zeroizing::new([user, ":", password].concat());
+        let encoded = Zeroizing::new(BASE64_STANDARD.encode(pair.as_bytes()));
+        let value = concealed(&["Basic ", &encoded]).ok_or("the password does not fit into a header")?;
         Ok(Arc::new(Fixed { fields: Fields::from_iter([(AUTHORIZATION, value)]) }))
     }
 

@@ -21,11 +21,13 @@ use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use secrecy::zeroize::Zeroizing;
 use sha2::Sha256;
 use smallvec::SmallVec;
 
-use super::{Explanation, Fields, Key, PLUS, Provider, Registration, Request, Signer};
+use super::verdict::{Cause, Reply, Row, Verdict, Wording};
+use super::{Explanation, Fields, Key, PLUS, Provider, Registration, Request, Signer, concealed};
 use crate::canonical::headers::signable;
 use crate::canonical::percent::{self, Kept};
 use crate::canonical::query::{self, Plus};
@@ -53,6 +55,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         PLUS,
     ],
     credential_headers: &["Authorization", "x-bce-date", "x-bce-security-token"],
+    finds_upstream: false,
     read: |table| Bce::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
 
@@ -126,6 +129,10 @@ impl Provider for Bce {
         &self.source
     }
 
+    fn mints_at(&self) -> &'static [&'static str] {
+        &["sts", "iam"]
+    }
+
     fn sets(&self) -> Vec<String> {
         ["Authorization", "x-bce-date", "x-bce-security-token"].map(str::to_owned).to_vec()
     }
@@ -139,6 +146,34 @@ impl Provider for Bce {
 
     fn rewrite_query(&self, query: &str) -> Option<String> {
         self.plus.rewrite(query)
+    }
+
+    fn sdk(&self, authority: &str) -> Option<String> {
+        let credentials = "BceCredentials(\"any\", \"any\")";
+        Some(format!("BceClientConfiguration(credentials={credentials}, endpoint=b\"http://{authority}\")"))
+    }
+
+    /// Which status goes with a code varies by service.
+    fn judges(&self, status: StatusCode) -> bool {
+        matches!(status.as_u16(), 400 | 401 | 403)
+    }
+
+    fn verdict(&self, reply: &Reply<'_>) -> Verdict {
+        let mut verdict = WORDING.judge(reply, REFUSALS);
+        // The reply to a HEAD has no body: the clocks are all there is to go by.
+        if *reply.method == Method::HEAD && reply.ahead.is_some_and(|ahead| self.is_expired(ahead)) {
+            (verdict.cause, verdict.advice) = (Cause::Clock(None), CLOCK.into());
+        }
+        verdict
+    }
+}
+
+impl Bce {
+    /// True if a server whose clock is so many milliseconds ahead of the signature takes it for expired, or for too far
+    /// from its own time.
+    fn is_expired(&self, ahead: i64) -> bool {
+        let limit = if ahead < 0 { WINDOW } else { self.expires_in.min(WINDOW) };
+        ahead.unsigned_abs() > limit * 1000
     }
 }
 
@@ -164,10 +199,8 @@ impl BceSigner {
         }
         let security_token = security_token.as_ref().map(|token| {
             let token = token.expose_secret().trim_ascii();
-            let token = HeaderValue::from_bytes(token.as_bytes()).ok().filter(|_| !token.is_empty());
-            let mut token = token.ok_or("the security token is empty or holds octets that no header can carry")?;
-            token.set_sensitive(true);
-            Ok::<_, &'static str>(token)
+            let value = concealed(&[token]).filter(|_| !token.is_empty());
+            value.ok_or("the security token is empty or holds octets that no header can carry")
         });
         Ok(Self {
             start: format!("bce-auth-v1/{access_key}/"),
@@ -226,7 +259,7 @@ impl Signer for BceSigner {
             authorization.extend_from_slice(part.as_bytes());
         }
         let prefix = authorization.len();
-        let signing_key = hex_digest(self.secret.clone(), &authorization);
+        let signing_key = Zeroizing::new(hex_digest(self.secret.clone(), &authorization));
         authorization.push(b'/');
         if self.signed_headers.is_listed {
             for (index, (name, _)) in lines.iter().enumerate() {
@@ -237,7 +270,7 @@ impl Signer for BceSigner {
             }
         }
         authorization.push(b'/');
-        authorization.extend_from_slice(&hex_digest(hmac(&signing_key), &canonical));
+        authorization.extend_from_slice(&hex_digest(hmac(signing_key.as_slice()), &canonical));
 
         if let Some(explain) = explain {
             let text = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
@@ -310,6 +343,34 @@ fn hex_digest(mut hmac: Hmac<Sha256>, text: &[u8]) -> [u8; HEX] {
     hex::encode_to_slice(hmac.finalize().into_bytes(), &mut digits).expect("two digits for each of 32 octets");
     digits
 }
+
+static WORDING: Wording =
+    Wording { names: &[("code", "message")], ids: &["requestId"], id_headers: &["x-bce-request-id"], has_xml: false };
+
+/// The common codes (<https://intl.cloud.baidu.com/en/doc/BCC/s/Ojwvyo6nc-intl-en>). Older services answer a bad signature with
+/// 401 and codes of their own.
+static REFUSALS: &[Row] = &[
+    Row::of(&["RequestExpired"], Cause::Clock(None), CLOCK),
+    Row::of(&["SignatureDoesNotMatch", "AuthError"], Cause::Signature, SIGNATURE),
+    Row::of(
+        &["InvalidHTTPAuthHeader"],
+        Cause::Other,
+        "leave out a parameter `authorization` of the query: the server does not take it beside the header",
+    ),
+    Row::of(
+        &["InvalidAccessKeyId"],
+        Cause::Credential,
+        "check that the access key exists and is enabled, and that a temporary one has not expired",
+    ),
+    Row::of(&["AccessDenied"], Cause::Other, "give the owner of the access key a policy that allows the request"),
+    Row::of(&[], Cause::Signature, SIGNATURE).at(401),
+];
+
+const CLOCK: &str = "set this machine's clock, or a longer `expires_in` if requests wait for long on their way";
+const SIGNATURE: &str = "check the secret key; `countersign sign --explain` shows what is signed";
+
+/// How far `x-bce-date` may be from the server's time, in seconds.
+const WINDOW: u64 = 1800;
 
 const HEX: usize = 64;
 static UNRESERVED: Kept = Kept::alphanumeric_and(b"-._~");

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use http::HeaderValue;
 use http::header::AUTHORIZATION;
 
-use super::{Fields, Fixed, Key, Provider, Registration, Signer};
+use super::{Fields, Fixed, Key, Provider, Registration, Signer, concealed};
 use crate::credential::{Credential, ExposeSecret, SecretRef, Source};
 use crate::settings::Table;
 
@@ -15,6 +14,7 @@ pub(super) static REGISTRATION: Registration = Registration {
     summary: "Authorization: Bearer …",
     keys: &[Key { name: "token", default: "", meaning: "the token, a secret: { env = \"TOKEN\" }" }],
     credential_headers: &["Authorization"],
+    finds_upstream: false,
     read: |table| Bearer::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
 
@@ -45,10 +45,8 @@ impl Provider for Bearer {
         let token = token.expose_secret();
         // RFC 6750 has fewer characters; tokens with others exist.
         let is_sendable = !token.is_empty() && token.bytes().all(|octet| octet.is_ascii_graphic());
-        let value = is_sendable.then(|| HeaderValue::try_from(format!("Bearer {token}")).ok()).flatten();
-        let unsendable = "the token must be visible ASCII without spaces: give it alone, without `Bearer`";
-        let mut value = value.ok_or(unsendable)?;
-        value.set_sensitive(true);
+        let value = is_sendable.then(|| concealed(&["Bearer ", token])).flatten();
+        let value = value.ok_or("the token must be visible ASCII without spaces: give it alone, without `Bearer`")?;
         Ok(Arc::new(Fixed { fields: Fields::from_iter([(AUTHORIZATION, value)]) }))
     }
 

@@ -26,22 +26,26 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use percent_encoding::percent_decode_str;
+use secrecy::zeroize::Zeroizing;
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
+use super::huawei_token::{FORBIDDEN, THROTTLED, WORDING};
+use super::verdict::{Cause, Reply, Row, Verdict};
 use super::{BodyNeed, Explanation, Fields, Key, PLUS, Provider, Registration, Request, Signer, secret_value};
 use crate::canonical::headers::{is_hop_by_hop, signable};
 use crate::canonical::percent::{self, Kept};
 use crate::canonical::query::{self, Plus};
 use crate::canonical::time;
-use crate::credential::{AccessKey, Credential, ExposeSecret, Source};
+use crate::clock::Timestamp;
+use crate::credential::{AccessKey, Credential, ExposeSecret, HuaweiIds, Ids, Source, Wanted};
 use crate::settings::{Table, Value};
-use crate::upstream::Endpoint;
 
 /// The provider.
 pub(super) static REGISTRATION: Registration = Registration {
@@ -56,11 +60,21 @@ pub(super) static REGISTRATION: Registration = Registration {
         Key {
             name: "project_id",
             default: "",
-            meaning: "the id sent as X-Project-Id; without it the caller's goes on",
+            meaning: "the id sent as X-Project-Id, \"auto\" finds it out; without it the caller's goes on",
         },
-        Key { name: "domain_id", default: "", meaning: "the id sent as X-Domain-Id; without it the caller's goes on" },
-        Key { name: "region", default: "", meaning: "for project_id = \"auto\", which is not in effect yet" },
-        Key { name: "iam", default: "", meaning: "for ids that are \"auto\", which is not in effect yet" },
+        Key {
+            name: "domain_id",
+            default: "",
+            meaning: "the id sent as X-Domain-Id, \"auto\" finds it out; without it the caller's goes on",
+        },
+        Key { name: "region", default: "", meaning: "whose project is found out where `project_id` is \"auto\"" },
+        Key { name: "iam", default: "", meaning: "who is asked for ids that are \"auto\"" },
+        Key { name: "iam_ca", default: "", meaning: "the file of a private CA that signed the certificate of `iam`" },
+        Key {
+            name: "sts",
+            default: "",
+            meaning: "who is asked for the account where `iam` does not tell it; the one beside `iam` by default",
+        },
         Key {
             name: "payload",
             default: "\"hash\"",
@@ -81,6 +95,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         PLUS,
     ],
     credential_headers: &["Authorization", "X-Sdk-Date", "X-Sdk-Content-Sha256", "X-Security-Token"],
+    finds_upstream: false,
     read: |table| Aksk::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
 
@@ -93,11 +108,22 @@ struct Aksk {
 
 #[derive(Clone, Debug)]
 struct Options {
-    project_id: Option<HeaderValue>,
-    domain_id: Option<HeaderValue>,
+    project_id: Id,
+    domain_id: Id,
     payload: Payload,
     signed_headers: SignedHeaders,
     derived: Option<Derived>,
+}
+
+/// What is sent as an id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Id {
+    /// What the caller sends.
+    Callers,
+    /// This.
+    Given(HeaderValue),
+    /// What the credential brings.
+    Found,
 }
 
 /// How the body takes part.
@@ -125,10 +151,20 @@ struct Derived {
 impl Aksk {
     fn read(table: &Table<'_>) -> Option<Self> {
         let source = Source::read(table);
-        let id = |key| table.get(key).map_or(Some(None), |value| id(&value).map(Some));
+        let id = |key| table.get(key).map_or(Some(Id::Callers), |value| id(&value));
         let (project_id, domain_id) = (id("project_id"), id("domain_id"));
-        later(table, "region", |value| value.string().map(drop));
-        later(table, "iam", |value| value.parse(Endpoint::parse).map(drop));
+        let is_found = |id: &Option<Id>| matches!(id, Some(Id::Found));
+        let wanted = Wanted { project: is_found(&project_id), domain: is_found(&domain_id) };
+        let source = if wanted.project || wanted.domain {
+            // Also where the source is wrong, so that all that is wrong is told.
+            let ids = HuaweiIds::read(table, source.clone().unwrap_or(Source::Nothing), wanted, sign_question);
+            source.and(ids).map(|ids| Source::Fetched(Arc::new(ids)))
+        } else {
+            for value in ["region", "iam", "iam_ca", "sts"].into_iter().filter_map(|key| table.get(key)) {
+                value.warning("not used: it is for ids that are \"auto\"");
+            }
+            source
+        };
         let choices = [("hash", Payload::Hash), ("auto", Payload::Auto), ("unsigned", Payload::Unsigned)];
         let payload = table.get("payload").map_or(Some(Payload::Hash), |value| value.choice(&choices));
         let minimal = SignedHeaders::Listed(Vec::new());
@@ -146,21 +182,31 @@ impl Aksk {
     }
 }
 
-fn id(value: &Value<'_>) -> Option<HeaderValue> {
+fn id(value: &Value<'_>) -> Option<Id> {
     value.parse(|text| match HeaderValue::from_str(text) {
-        _ if text == "auto" => Err("\"auto\" is not supported yet: give the id"),
-        Ok(id) if is_graphic(text) => Ok(id),
-        _ => Err("expected an id: visible characters of ASCII"),
+        _ if text == "auto" => Ok(Id::Found),
+        Ok(id) if is_graphic(text) => Ok(Id::Given(id)),
+        _ => Err("expected an id, which is visible characters of ASCII, or \"auto\""),
     })
 }
 
-/// Reads a key that has no effect yet.
-fn later(table: &Table<'_>, key: &'static str, read: impl FnOnce(&Value<'_>) -> Option<()>) {
-    if let Some(value) = table.get(key)
-        && read(&value).is_some()
-    {
-        value.warning("understood, but not in effect yet: it is for ids that are \"auto\"");
-    }
+/// Signs a question to one of the vendor's own services, in the ordinary form and without ids.
+fn sign_question(key: &AccessKey, authority: &str, target: &str, time: Timestamp) -> Result<HeaderMap, String> {
+    let options = Options {
+        project_id: Id::Callers,
+        domain_id: Id::Callers,
+        payload: Payload::Hash,
+        signed_headers: SignedHeaders::Listed(Vec::new()),
+        derived: None,
+    };
+    let host = HeaderValue::from_str(authority).map_err(|_| "the host does not fit into a header")?;
+    let mut headers = HeaderMap::from_iter([(HOST, host)]);
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    let method = &Method::GET;
+    let request = Request { method, path, query, headers: &headers, body: b"", time, nonce: "" };
+    let fields = AkskSigner::new(key, &Ids::default(), &options)?.sign(&request, None)?;
+    headers.extend(fields);
+    Ok(headers)
 }
 
 fn is_graphic(text: &str) -> bool {
@@ -230,19 +276,25 @@ impl Provider for Aksk {
     }
 
     /// An id that is not configured is the caller's to send. The others never are, whether they are needed or not.
+    fn mints_at(&self) -> &'static [&'static str] {
+        &["iam", "sts", "sms"]
+    }
+
     fn sets(&self) -> Vec<String> {
         let Options { project_id, domain_id, .. } = &self.options;
         let ids = [("X-Project-Id", project_id), ("X-Domain-Id", domain_id)];
-        let ids = ids.into_iter().filter(|(_, id)| id.is_some()).map(|(name, _)| name);
+        let ids = ids.into_iter().filter(|(_, id)| **id != Id::Callers).map(|(name, _)| name);
         let rest = ["X-Security-Token", "X-Sdk-Content-Sha256", "X-Sdk-Date", "Authorization"];
         ids.chain(rest).map(str::to_owned).collect()
     }
 
     fn signer(&self, credential: &Credential) -> Result<Arc<dyn Signer>, String> {
-        let Credential::AccessKey(credential) = credential else {
-            return Err("expected an access key and its secret".to_owned());
+        let (key, ids) = match credential {
+            Credential::AccessKey(key) => (key, &Ids::default()),
+            Credential::Identified(key, ids) => (key, ids),
+            _ => return Err("expected an access key and its secret".to_owned()),
         };
-        Ok(Arc::new(AkskSigner::new(credential, &self.options)?))
+        Ok(Arc::new(AkskSigner::new(key, ids, &self.options)?))
     }
 
     fn body(&self, _method: &Method, headers: &HeaderMap) -> BodyNeed {
@@ -252,6 +304,44 @@ impl Provider for Aksk {
     fn rewrite_query(&self, query: &str) -> Option<String> {
         self.plus.rewrite(query)
     }
+
+    fn judges(&self, status: StatusCode) -> bool {
+        matches!(status.as_u16(), 401 | 403 | 429)
+    }
+
+    fn verdict(&self, reply: &Reply<'_>) -> Verdict {
+        let mut verdict = WORDING.judge(reply, REFUSALS);
+        // The reply to a HEAD has no body: it may well count as one of the five.
+        if *reply.method == Method::HEAD && reply.status == StatusCode::UNAUTHORIZED {
+            (verdict.cause, verdict.advice) = (Cause::Signature, SIGNATURE.into());
+        }
+        match verdict.cause {
+            Cause::Clock(_) => verdict.cause = Cause::Clock(verdict.message.as_deref().and_then(server_time)),
+            // The manual's second suspect for a signature that does not match.
+            Cause::Signature if reply.is_off_by(WINDOW) => {
+                (verdict.cause, verdict.advice) = (Cause::Clock(None), CLOCK.into());
+            }
+            _ => {}
+        }
+        verdict
+    }
+
+    fn sdk(&self, authority: &str) -> Option<String> {
+        let credentials = "BasicCredentials(\"any\", \"any\", \"any\")";
+        Some(format!("builder.with_credentials({credentials}).with_endpoint(\"http://{authority}\").build()"))
+    }
+
+    /// Five bad signatures in a row lock it for five minutes.
+    fn locks_keys(&self) -> bool {
+        true
+    }
+}
+
+/// The time that a message quotes: `signature time:20230527T000431Z,server time:20230527T020608Z`.
+fn server_time(message: &str) -> Option<Timestamp> {
+    let (_, rest) = message.split_once("server time:")?;
+    let time: jiff::Timestamp = rest.get(..16)?.parse().ok()?;
+    Some(Timestamp(time.as_millisecond()))
 }
 
 struct AkskSigner {
@@ -269,7 +359,7 @@ struct AkskSigner {
 }
 
 impl AkskSigner {
-    fn new(credential: &AccessKey, options: &Options) -> Result<Self, String> {
+    fn new(credential: &AccessKey, ids: &Ids, options: &Options) -> Result<Self, String> {
         let AccessKey { access_key, secret_key, security_token } = credential;
         if !is_part(access_key) {
             return Err("the access key must be visible ASCII characters without `,` and `/`".to_owned());
@@ -278,8 +368,20 @@ impl AkskSigner {
         if secret.is_empty() {
             return Err("the secret key is empty".to_owned());
         }
-        let ids = [(&PROJECT_ID, &options.project_id), (&DOMAIN_ID, &options.domain_id)];
-        let mut fixed: Fields = ids.into_iter().filter_map(|(name, id)| Some((name.clone(), id.clone()?))).collect();
+        let mut fixed = Fields::new();
+        for (name, id, found) in
+            [(&PROJECT_ID, &options.project_id, &ids.project), (&DOMAIN_ID, &options.domain_id, &ids.domain)]
+        {
+            let id = match id {
+                Id::Callers => continue,
+                Id::Given(id) => id.clone(),
+                Id::Found => {
+                    let found = found.as_deref().and_then(|id| HeaderValue::from_str(id).ok());
+                    found.ok_or_else(|| format!("header `{name}`: the id was not found out yet"))?
+                }
+            };
+            fixed.push((name.clone(), id));
+        }
         if let Some(token) = security_token {
             fixed.push((SECURITY_TOKEN.clone(), secret_value("X-Security-Token", token)?));
         }
@@ -288,8 +390,9 @@ impl AkskSigner {
             Some(Derived { region, service }) => {
                 // HKDF, RFC 5869: its first step here, for 32 octets its second is a single HMAC.
                 let extracted = hmac(access_key.as_bytes()).chain_update(secret).finalize().into_bytes();
+                let extracted = Zeroizing::new(<[u8; 32]>::from(extracted));
                 let start = format!("V11-HMAC-SHA256 Credential={access_key}/");
-                ("V11-HMAC-SHA256", start, hmac(&extracted), Some(format!("/{region}/{service}")))
+                ("V11-HMAC-SHA256", start, hmac(extracted.as_slice()), Some(format!("/{region}/{service}")))
             }
         };
         let Options { payload, signed_headers, .. } = options.clone();
@@ -362,7 +465,10 @@ impl Signer for AkskSigner {
         to_sign.push_str(text(&hex(&Sha256::digest(&canonical).into())));
         let key = match &info {
             None => self.key.clone(),
-            Some(info) => hmac(&hex_digest(self.key.clone().chain_update(info), &[1])),
+            Some(info) => {
+                let key = Zeroizing::new(hex_digest(self.key.clone().chain_update(info), &[1]));
+                hmac(key.as_slice())
+            }
         };
         let signature = hex_digest(key, to_sign.as_bytes());
 
@@ -470,6 +576,38 @@ fn text(digits: &[u8; HEX]) -> &str {
     std::str::from_utf8(digits).expect("hex digits are ASCII")
 }
 
+/// The gateway's errors (<https://support.huaweicloud.com/intl/en-us/apig_faq/apig-faq-0003.html>), which have few codes: the
+/// message tells them apart.
+static REFUSALS: &[Row] = &[
+    refusal(Cause::Clock(None), CLOCK).saying("signature expired"),
+    refusal(Cause::Locked, "wait for five minutes, and check the secret key of all who use this access key")
+        .saying("ak access failed to reach the limit"),
+    refusal(
+        Cause::Credential,
+        "check that the access key exists and is enabled, and that a temporary one has not expired",
+    )
+    .saying("ak not exist"),
+    refusal(Cause::Other, "use a route with a token: the service signs bodies up to 12 MB only")
+        .saying("body too large"),
+    refusal(Cause::Other, "check that nothing on the way to the server takes the header `Authorization` out")
+        .saying("authorization header is missing"),
+    refusal(Cause::Signature, SIGNATURE).saying("verify aksk signature fail"),
+    // Whatever else there is, it may count as one of the five.
+    refusal(Cause::Signature, SIGNATURE),
+    FORBIDDEN,
+    THROTTLED,
+];
+
+const fn refusal(cause: Cause, advice: &'static str) -> Row {
+    Row::of(&["APIGW.0301", "APIGW.0303", "APIG.0301", "APIG.0303"], cause, advice).at(401)
+}
+
+const SIGNATURE: &str = "check the secret key; `countersign sign --explain` shows what is signed";
+const CLOCK: &str = "set this machine's clock: it is more than 15 minutes off";
+
+/// How far the server's clock may be off ours.
+const WINDOW: Duration = Duration::from_secs(900);
+
 const HEX: usize = 64;
 static UNRESERVED: Kept = Kept::alphanumeric_and(b"-._~");
 static IN_PATH: Kept = Kept::alphanumeric_and(b"-._~/");
@@ -541,8 +679,9 @@ mod tests {
     #[test]
     fn wrong_values_are_noted_at_their_place_and_not_shown() {
         for text in [
-            "project_id = 'auto'",
-            "domain_id = 'auto'",
+            "iam = 'hunter2'\ndomain_id = 'auto'",
+            "region = ''\nproject_id = 'auto'\niam = 'http://127.0.0.1'",
+            "sts = 'http://sts.hunter2'\ndomain_id = 'auto'\niam = 'https://iam'",
             "project_id = ''",
             "domain_id = 'hunter 2'",
             "domain_id = 2",
@@ -559,7 +698,6 @@ mod tests {
             "derived = { region = 'r', service = '' }",
             "derived = { region = 'r' }",
             "derived = { region = 'r', service = 's', hunter3 = 1 }",
-            "iam = 'hunter2'",
         ] {
             let (provider, errors, _) = read(text);
             assert!(provider.is_none() || text.contains("hunter3") || text.starts_with("iam"), "{text}");

@@ -12,19 +12,26 @@ mod header;
 mod huawei_aksk;
 mod huawei_token;
 mod mtls;
+mod swarm;
 mod tem;
+pub mod verdict;
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use secrecy::zeroize::Zeroizing;
 use smallvec::SmallVec;
 
 use crate::clock::Timestamp;
 use crate::credential::{Credential, ExposeSecret, SecretString, Source};
 use crate::settings::Table;
-use crate::upstream::Host;
+use crate::upstream::directory::Directory;
+use crate::upstream::tls::ClientIdentity;
+use crate::upstream::{Endpoint, Host};
 
 /// Every provider there is.
 pub static ALL: &[&Registration] = &[
@@ -37,6 +44,7 @@ pub static ALL: &[&Registration] = &[
     &huawei_aksk::REGISTRATION,
     &huawei_token::REGISTRATION,
     &mtls::REGISTRATION,
+    &swarm::REGISTRATION,
     &tem::REGISTRATION,
 ];
 
@@ -74,6 +82,8 @@ pub struct Registration {
     /// The headers that carry its credentials, removed from callers' requests on every route. A final `*` stands for
     /// any ending.
     pub credential_headers: &'static [&'static str],
+    /// True if its credential says where the server is, and who we are there.
+    pub finds_upstream: bool,
     /// Reads its table; `None` if something was wrong, which is then noted.
     pub read: fn(&Table<'_>) -> Option<Box<dyn Provider>>,
 }
@@ -142,6 +152,65 @@ pub trait Provider: fmt::Debug + Send + Sync {
         None
     }
 
+    /// What its servers let one address do, if they are known to limit it and the route is to keep to that.
+    fn allowance(&self) -> Option<Allowance> {
+        None
+    }
+
+    /// What a request takes of that. `query` and `body` are those that are sent; a body that streams is empty here.
+    fn usage(&self, _method: &Method, _query: Option<&str>, _headers: &HeaderMap, _body: &[u8]) -> Usage {
+        Usage::Nothing
+    }
+
+    /// True for a status with which its servers may speak of the authentication: the reply's body is then read before it
+    /// goes on.
+    fn judges(&self, status: StatusCode) -> bool {
+        status == StatusCode::UNAUTHORIZED
+    }
+
+    /// What a reply with such a status says. By default what a server says that was shown a token: it wants another.
+    fn verdict(&self, _reply: &verdict::Reply<'_>) -> verdict::Verdict {
+        verdict::Verdict::of(verdict::Cause::Credential)
+    }
+
+    /// Which of several servers a request goes to first.
+    fn order(&self) -> Order {
+        Order::Turns
+    }
+
+    /// Who knows the servers, if that is not the configuration; `secure` is true if they are spoken to over TLS.
+    fn directory(&self, _secure: bool) -> Option<Directory> {
+        None
+    }
+
+    /// Where its credential leads, and who we are there, if that is what the credential says.
+    ///
+    /// # Errors
+    /// Why that cannot be used.
+    fn destination(&self, _credential: &Credential) -> Option<Result<Destination, String>> {
+        None
+    }
+
+    /// How the vendor's own SDK for Python is told to come here, in its words; `authority` is a door that has no path prefix.
+    fn sdk(&self, _authority: &str) -> Option<String> {
+        None
+    }
+
+    /// The first labels of hosts where credentials, or private keys, are handed out to whoever asks with its own.
+    fn mints_at(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// True if a request goes to the next server whatever its method, though the one before may have acted on it.
+    fn repeats_posts(&self) -> bool {
+        false
+    }
+
+    /// True if bad signatures lock the access key for everybody who uses it.
+    fn locks_keys(&self) -> bool {
+        false
+    }
+
     /// True if what it sends stays good for long, so that it must not cross a network in the clear.
     fn is_replayable(&self) -> bool {
         false
@@ -161,6 +230,60 @@ pub trait Provider: fmt::Debug + Send + Sync {
     fn patience(&self) -> Patience {
         Patience { response: Some(Duration::from_secs(60)), body: Some(Duration::from_secs(60)) }
     }
+}
+
+/// What a provider's servers let one address do, which all callers behind us share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    /// How often each thing may be read in a second.
+    pub reads: NonZeroU32,
+    /// How often each thing may be changed in a second.
+    pub changes: NonZeroU32,
+    /// How many polls may wait at one time.
+    pub polls: usize,
+}
+
+/// What a request takes of an [`Allowance`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Usage {
+    /// Nothing that is counted.
+    Nothing,
+    /// It reads these things.
+    Reads(Things),
+    /// It changes them.
+    Changes(Things),
+    /// It waits for news.
+    Poll {
+        /// What it is told, as plain text, when there is no time left to wait: that there is none.
+        unchanged: &'static str,
+    },
+}
+
+/// Things that are counted each for itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Things {
+    /// Where they all are.
+    pub space: Vec<u8>,
+    /// What distinguishes them there.
+    pub names: Vec<Vec<u8>>,
+}
+
+/// Where a credential leads.
+#[derive(Debug)]
+pub struct Destination {
+    /// The server.
+    pub upstream: Endpoint,
+    /// Who we are there, and whom to trust.
+    pub identity: ClientIdentity,
+}
+
+/// Which of several servers a request goes to first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Each in its turn.
+    Turns,
+    /// The same one until it fails.
+    Stay,
 }
 
 /// Default timeouts; `None` is "off".
@@ -238,12 +361,17 @@ fn secret_value(name: &str, secret: &SecretString) -> Result<HeaderValue, String
     if secret.trim().is_empty() {
         return Err(format!("header `{name}`: the secret is empty"));
     }
-    let value = HeaderValue::from_bytes(secret.as_bytes()).ok().filter(|value| !value.as_bytes().contains(&b'\t'));
-    let mut value = value.ok_or_else(|| {
+    concealed(&[secret]).filter(|value| !value.as_bytes().contains(&b'\t')).ok_or_else(|| {
         format!("header `{name}`: the secret holds a control character, such as a line break: give it without")
-    })?;
+    })
+}
+
+/// A header's value of these parts, some of them secret: nothing shows it, and when its last copy is dropped it is cleared.
+fn concealed(parts: &[&str]) -> Option<HeaderValue> {
+    let octets = Zeroizing::new(parts.concat().into_bytes());
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(octets)).ok()?;
     value.set_sensitive(true);
-    Ok(value)
+    Some(value)
 }
 
 /// The stages of a signature, for a person to read and for tests to compare one by one. Holds secrets: what shows it
@@ -318,10 +446,22 @@ mod tests {
     }
 
     #[test]
+    fn a_secret_value_is_the_same_octets_in_every_copy_and_marked() {
+        let value = concealed(&["Bearer ", "hunter2"]).unwrap();
+        let copy = value.clone();
+        assert_eq!(
+            (copy.as_bytes(), copy.as_bytes().as_ptr()),
+            (b"Bearer hunter2".as_slice(), value.as_bytes().as_ptr())
+        );
+        assert!(copy.is_sensitive() && !format!("{copy:?}").contains("hunter2"));
+        assert_eq!(concealed(&["hunter2\r\n"]), None);
+    }
+
+    #[test]
     fn every_file_is_a_row_of_the_table() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/provider");
         let names = std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
-        let mut files: Vec<_> = names.filter(|name| name != "mod.rs").collect();
+        let mut files: Vec<_> = names.filter(|name| !["mod.rs", "verdict.rs"].contains(&name.as_str())).collect();
         let mut rows: Vec<_> = ALL.iter().map(|row| format!("{}.rs", row.name.replace('-', "_"))).collect();
         files.sort();
         rows.sort();

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Explanation, Fields, Patience, Provider, Registration, Request, Signer};
+use http::StatusCode;
+
+use super::{Fields, Fixed, Patience, Provider, Registration, Signer};
 use crate::credential::{Credential, Source};
 
 /// The provider.
@@ -12,6 +14,7 @@ pub(super) static REGISTRATION: Registration = Registration {
     summary: "nothing: the client certificate of `tls` does the work",
     keys: &[],
     credential_headers: &[],
+    finds_upstream: false,
     read: |_| Some(Box::new(Mtls)),
 };
 
@@ -28,7 +31,12 @@ impl Provider for Mtls {
     }
 
     fn signer(&self, _credential: &Credential) -> Result<Arc<dyn Signer>, String> {
-        Ok(Arc::new(Unsigned))
+        Ok(Arc::new(Fixed { fields: Fields::new() }))
+    }
+
+    /// Who shows a wrong certificate is turned away before there is a reply.
+    fn judges(&self, _status: StatusCode) -> bool {
+        false
     }
 
     fn needs_client_certificate(&self) -> bool {
@@ -40,20 +48,13 @@ impl Provider for Mtls {
         true
     }
 
-    /// Event streams and long builds have a reply's head late and their bodies' next octet later still.
     fn patience(&self) -> Patience {
-        Patience { response: None, body: Some(Duration::from_secs(3600)) }
+        PATIENCE
     }
 }
 
-/// Adds nothing.
-struct Unsigned;
-
-impl Signer for Unsigned {
-    fn sign(&self, _request: &Request<'_>, _explain: Option<&mut Explanation>) -> Result<Fields, String> {
-        Ok(Fields::new())
-    }
-}
+/// Event streams and long builds have a reply's head late and their bodies' next octet later still.
+pub(super) const PATIENCE: Patience = Patience { response: None, body: Some(Duration::from_secs(3600)) };
 
 #[cfg(test)]
 mod tests {
@@ -61,6 +62,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
+    use crate::provider::Request;
 
     #[test]
     fn nothing_is_added_and_a_reply_may_take_its_time() {

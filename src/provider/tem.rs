@@ -19,14 +19,17 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue, Method};
 use percent_encoding::percent_decode_str;
+use secrecy::zeroize::Zeroizing;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use super::{BodyNeed, Explanation, Fields, Key, Provider, Registration, Request, Signer};
+use super::verdict::{Cause, Reply, Verdict};
+use super::{BodyNeed, Explanation, Fields, Key, Provider, Registration, Request, Signer, concealed};
 use crate::credential::{AccessKey, Credential, ExposeSecret, SecretString, Source};
 use crate::settings::Table;
 
@@ -54,6 +57,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         Key { name: "hex", default: "\"lower\"", meaning: "the digits of the signature: \"lower\" or \"upper\" case" },
     ],
     credential_headers: &["Authorization"],
+    finds_upstream: false,
     read: |table| Tem::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
 
@@ -142,9 +146,15 @@ impl Provider for Tem {
     }
 
     fn signer(&self, credential: &Credential) -> Result<Arc<dyn Signer>, String> {
-        let Credential::AccessKey(AccessKey { access_key, secret_key, .. }) = credential else {
+        let Credential::AccessKey(AccessKey { access_key, secret_key, security_token }) = credential else {
             return Err("expected an access key and its secret".to_owned());
         };
+        if security_token.is_some() {
+            return Err(
+                "the access key is a temporary one, whose security token means nothing to TEM: give a lasting one"
+                    .to_owned(),
+            );
+        }
         let is_sendable = |character: char| character != ':' && !character.is_control() && !character.is_whitespace();
         if access_key.is_empty() || !access_key.chars().all(is_sendable) {
             return Err("the access key must be characters other than `:`, spaces and control characters".to_owned());
@@ -157,9 +167,11 @@ impl Provider for Tem {
             Algorithm::L3Sha256 => Arc::new(Signed::<Sha256>::new(access_key, secret_key, self.form.clone())),
             Algorithm::L3Sha1 => Arc::new(Signed::<Sha1>::new(access_key, secret_key, self.form.clone())),
             Algorithm::L0Sha1 => {
-                let mut token = start(access_key).into_bytes();
-                push_hex(&mut token, &Sha1::digest(secret), self.form.has_capitals);
-                Arc::new(Constant { authorization: header_value(token)?, digested: Some(secret_key.clone()) })
+                // As good as the secret: what it is made of is cleared too.
+                let mut digits = Zeroizing::new(Vec::new());
+                push_hex(&mut digits, &Sha1::digest(secret), self.form.has_capitals);
+                let digits = str::from_utf8(&digits).expect("hex digits are ASCII");
+                Arc::new(Constant::new(access_key, digits, Some(secret_key.clone()))?)
             }
             Algorithm::L0PlainText => {
                 let is_visible = |octet: u8| octet == b' ' || octet.is_ascii_graphic() && octet != b':';
@@ -170,8 +182,7 @@ impl Provider for Tem {
                             .to_owned(),
                     );
                 }
-                let token = start(access_key) + secret;
-                Arc::new(Constant { authorization: header_value(token.into_bytes())?, digested: None })
+                Arc::new(Constant::new(access_key, secret, None)?)
             }
         })
     }
@@ -179,6 +190,23 @@ impl Provider for Tem {
     fn body(&self, method: &Method, _headers: &HeaderMap) -> BodyNeed {
         let is_signed = matches!(self.algorithm, Algorithm::L3Sha256 | Algorithm::L3Sha1);
         if is_signed && self.form.covers_body(method) { BodyNeed::Whole } else { BodyNeed::Nothing }
+    }
+
+    /// The page has no word on refusals, so nothing is sent again. A token that stays good holds no time.
+    fn verdict(&self, reply: &Reply<'_>) -> Verdict {
+        let ahead = reply.ahead.filter(|_| !self.is_replayable() && reply.is_off_by(CONSIDERABLE));
+        let advice = match ahead {
+            Some(ahead) => {
+                let side = if ahead < 0 { "behind" } else { "ahead of" };
+                let seconds = ahead.unsigned_abs() / 1000;
+                format!("the server's clock is {seconds} seconds {side} the time that was signed: set the clock that is wrong")
+                    .into()
+            }
+            None => {
+                "check the access key and its secret, and that `algorithm` is what TEM has noted for the key".into()
+            }
+        };
+        Verdict { advice, ..Verdict::of(Cause::Signature) }
     }
 
     fn is_replayable(&self) -> bool {
@@ -197,6 +225,13 @@ struct Constant {
     authorization: HeaderValue,
     /// What the digest in it is made from, if there is one.
     digested: Option<SecretString>,
+}
+
+impl Constant {
+    fn new(access_key: &str, rest: &str, digested: Option<SecretString>) -> Result<Self, &'static str> {
+        let authorization = concealed(&[&start(access_key), rest]).ok_or(UNFIT)?;
+        Ok(Self { authorization, digested })
+    }
 }
 
 impl Signer for Constant {
@@ -221,8 +256,9 @@ struct Signed<D> {
 
 impl<D: Digest + Clone> Signed<D> {
     fn new(access_key: &str, secret_key: &SecretString, form: Form) -> Self {
-        let prefix = format!("ak:{access_key}|sk:{}|time:", secret_key.expose_secret());
-        Self { start: start(access_key), digest: D::new().chain_update(&prefix), prefix: prefix.into(), form }
+        let prefix = Zeroizing::new(["ak:", access_key, "|sk:", secret_key.expose_secret(), "|time:"].concat());
+        let digest = D::new().chain_update(prefix.as_bytes());
+        Self { start: start(access_key), digest, prefix: prefix.as_str().into(), form }
     }
 }
 
@@ -269,6 +305,9 @@ impl<D: Digest + Clone + Send + Sync> Signer for Signed<D> {
     }
 }
 
+/// By how much clocks may differ before it is worth a word: more than a `Date`, which has no fractions, is wrong by.
+const CONSIDERABLE: Duration = Duration::from_secs(5);
+
 fn start(access_key: &str) -> String {
     format!("Bearer TEM-AUTH:{access_key}:")
 }
@@ -284,10 +323,12 @@ fn push_hex(out: &mut Vec<u8>, digest: &[u8], has_capitals: bool) {
 }
 
 fn header_value(token: Vec<u8>) -> Result<HeaderValue, String> {
-    let mut value = HeaderValue::try_from(token).map_err(|_| "the token does not fit into a header".to_owned())?;
+    let mut value = HeaderValue::try_from(token).map_err(|_| UNFIT)?;
     value.set_sensitive(true);
     Ok(value)
 }
+
+const UNFIT: &str = "the token does not fit into a header";
 
 #[cfg(test)]
 mod tests {
@@ -319,6 +360,14 @@ mod tests {
     }
 
     const ALGORITHMS: [&str; 5] = ["L3.SHA256", "L3.SHA1", "L0.SHA1", "L0.PAINTEXT", "L0.PLAINTEXT"];
+
+    #[test]
+    fn temporary_keys_are_refused_unseen() {
+        let provider = read("").0.unwrap();
+        let message = crate::provider::testing::refusal(&provider, "ak", "hunter2", Some("hunter2")).unwrap();
+        assert!(message.contains("means nothing to TEM: give a lasting one"), "{message}");
+        assert!(!message.contains("hunter2"));
+    }
 
     #[test]
     fn bodies_are_held_only_where_they_are_signed() {

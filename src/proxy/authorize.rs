@@ -4,12 +4,12 @@ use http::header::HOST;
 use http::{Request, Version};
 
 use crate::clock::Timestamp;
-use crate::provider::{self, Explanation};
+use crate::provider::{self, Explanation, Signer};
 
 use super::body::Outgoing;
 use super::error::{Code, Error};
 use super::head::Head;
-use super::state::{Endpoint, Route};
+use super::servers::Endpoint;
 
 /// Signs a head for an endpoint and joins it with its body: what is signed is what is sent.
 ///
@@ -18,7 +18,7 @@ use super::state::{Endpoint, Route};
 pub fn authorize(
     mut head: Head,
     body: Outgoing,
-    route: &Route,
+    signer: &dyn Signer,
     endpoint: &Endpoint,
     (time, nonce): (Timestamp, &str),
     explain: Option<&mut Explanation>,
@@ -27,7 +27,7 @@ pub fn authorize(
     let (path, query) = head.path_and_query();
     let (method, headers) = (&head.method, &head.headers);
     let request = provider::Request { method, path, query, headers, body: body.held(), time, nonce };
-    let fields = route.signer.sign(&request, explain).map_err(|message| Error::new(Code::BadRequest, message))?;
+    let fields = signer.sign(&request, explain).map_err(|message| Error::new(Code::BadRequest, message))?;
     for (name, value) in fields {
         head.headers.insert(name, value);
     }
@@ -37,4 +37,23 @@ pub fn authorize(
     *request.headers_mut() = head.headers;
     *request.version_mut() = Version::HTTP_11;
     Ok(request)
+}
+
+/// How the same head would be signed, stage by stage. `body` is what the signer sees of it.
+#[must_use]
+pub fn explain(
+    head: &Head,
+    body: &[u8],
+    signer: &dyn Signer,
+    endpoint: &Endpoint,
+    (time, nonce): (Timestamp, &str),
+) -> Explanation {
+    let mut headers = head.headers.clone();
+    headers.insert(HOST, endpoint.authority.clone());
+    let (path, query) = head.path_and_query();
+    let request = provider::Request { method: &head.method, path, query, headers: &headers, body, time, nonce };
+    let mut explanation = Explanation::default();
+    // It was signed before, so this can be no error.
+    let _ = signer.sign(&request, Some(&mut explanation));
+    explanation
 }

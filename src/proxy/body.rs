@@ -24,6 +24,7 @@ use super::clean::{Cleaner, Names};
 use super::hold::Reservation;
 use super::respond;
 use super::streams::Reading;
+use super::verdict::Begun;
 
 /// Why a body ended before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,8 @@ pub enum Source {
     Stream(Incoming),
     /// An upstream's connection over HTTP/2.
     Http2(http2::Incoming),
+    /// One of these, of which the beginning was read.
+    Begun(Box<Begun>),
 }
 
 impl Body for Source {
@@ -69,6 +72,7 @@ impl Body for Source {
                 polled => polled.map_err(|_| Broken::Cut),
             },
             Self::Http2(body) => Pin::new(body).poll_frame(cx).map_err(|_| Broken::Cut),
+            Self::Begun(body) => Pin::new(body).poll_frame(cx),
         }
     }
 
@@ -76,6 +80,7 @@ impl Body for Source {
         match self {
             Self::Hyper(body) | Self::Stream(body) => body.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
+            Self::Begun(body) => body.is_end_stream(),
         }
     }
 
@@ -83,6 +88,7 @@ impl Body for Source {
         match self {
             Self::Hyper(body) | Self::Stream(body) => body.size_hint(),
             Self::Http2(body) => body.size_hint(),
+            Self::Begun(body) => body.size_hint(),
         }
     }
 }

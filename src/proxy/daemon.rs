@@ -1,46 +1,79 @@
 //! The threads, from their start to the last reply.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::rc::Rc;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::runtime::LocalOptions;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tracing::{debug, error, info};
 
 use crate::clock::Clock;
 use crate::settings::Remark;
 use crate::upstream::tls;
+use crate::watch::{Watcher, digest};
 
-use super::listen::{Address, BoundSocket, Listener};
+use super::errands::Errands;
+use super::lasting::Lasting;
+use super::listen::{Address, BoundSocket, Sharing};
 use super::route::Entrance;
-use super::serve::Worker;
+use super::serve::{Change, Opened, Worker};
 use super::state::{Access, Route, State};
 use super::{Limits, RouteSettings, ServerSettings};
 
 /// What a daemon is started with.
 #[derive(Debug)]
 pub struct Plan {
-    /// The shared listeners and what else all routes have in common.
-    pub server: ServerSettings,
+    /// What it is to do, until another configuration says otherwise.
+    pub wishes: Wishes,
     /// Listeners beside these, which no route may lead to either.
     pub others: Vec<SocketAddr>,
+    /// The number of threads; 0 is one a core.
+    pub workers: usize,
+    /// Tells the time.
+    pub clock: Clock,
+}
+
+/// What a configuration says that a running daemon can take over.
+#[derive(Debug)]
+pub struct Wishes {
+    /// The shared listeners and what else all routes have in common.
+    pub server: ServerSettings,
     /// The routes.
     pub routes: Vec<RouteSettings>,
     /// The limits.
     pub limits: Limits,
     /// What the access log says.
     pub access: Access,
-    /// The number of threads; 0 is one a core.
-    pub workers: usize,
-    /// Tells the time.
-    pub clock: Clock,
+    /// The file that says so, if one does, as it was when it was read.
+    pub file: Option<Print>,
+}
+
+/// A file, and a digest of what it held.
+pub type Print = (PathBuf, Option<[u8; 32]>);
+
+impl Wishes {
+    /// The files that a state is made from, as they are now; secrets that have a keeper are not among them.
+    fn prints(&self) -> Vec<Print> {
+        let tls = self.routes.iter().flat_map(|route| route.tls.files()).chain(&self.server.extra_ca);
+        let tokens = self.routes.iter().filter_map(|route| route.callers.as_ref()?.token.as_ref()?.file());
+        let files = tls.map(|file| file.path.clone()).chain(tokens);
+        self.file.iter().cloned().chain(files.map(print)).collect()
+    }
+}
+
+fn print(path: PathBuf) -> Print {
+    let digest = digest(&path);
+    (path, digest)
 }
 
 /// Why a daemon did not start.
@@ -75,12 +108,32 @@ impl std::error::Error for StartError {}
 /// The running threads.
 #[derive(Debug)]
 pub struct Daemon {
-    /// What they share.
-    pub state: Arc<State>,
-    /// What they listen on, and the route whose own it is.
-    pub listening: Vec<(Option<String>, Address)>,
+    /// What requests begin with from now on.
+    pub state: Arc<ArcSwap<State>>,
+    listening: Vec<Listening>,
+    workers: Vec<mpsc::Sender<Change>>,
     threads: Vec<thread::JoinHandle<()>>,
-    stop: watch::Sender<bool>,
+    errands: Errands,
+    watcher: Watcher,
+    files: watch::Receiver<u64>,
+    /// What the state was made from.
+    prints: Vec<Print>,
+    lasting: Arc<Lasting>,
+    /// Listeners beside these, which no route may lead to either.
+    others: Vec<SocketAddr>,
+    next: u64,
+}
+
+/// An address that is listened on.
+#[derive(Clone, Debug)]
+struct Listening {
+    number: u64,
+    /// As it is configured.
+    wanted: Address,
+    /// As it was bound.
+    bound: Address,
+    /// The route whose own it is.
+    owner: Option<String>,
 }
 
 impl Daemon {
@@ -89,71 +142,142 @@ impl Daemon {
     /// # Errors
     /// What stood in the way; nothing is left running.
     pub fn start(plan: Plan) -> Result<Self, StartError> {
-        let Plan { server, others, routes, limits, access, workers, clock } = plan;
+        let Plan { wishes, others, workers, clock } = plan;
         let threads = match workers {
             0 => thread::available_parallelism().map_or(1, NonZeroUsize::get),
             workers => workers,
         };
-        let own: Vec<_> = routes.iter().map(|route| route.listen.clone()).collect();
-        let routes = prepare(routes, &tls::Roots::new(server.extra_ca.clone()))?;
-        let mut addresses: Vec<_> = server.listen.iter().map(|address| (None, address)).collect();
-        for (index, listen) in own.iter().enumerate() {
-            addresses.extend(listen.iter().map(|address| (Some(index), address)));
-        }
-        let (mut sockets, mut listening) = (Vec::new(), Vec::new());
-        sockets.resize_with(threads, Vec::new);
-        for (route, address) in addresses {
-            let bound = match address.bind(threads) {
-                Ok(bound) => bound,
-                Err(error) if is_missing_ipv6(address, &error) => {
-                    debug!(%address, "this machine has no IPv6");
-                    continue;
-                }
-                Err(error) => return Err(StartError::Bind(address.clone(), error)),
-            };
-            let entrance = Entrance { route, is_unix: matches!(address, Address::Unix { .. }) };
-            for (sockets, socket) in sockets.iter_mut().zip(bound.sockets) {
-                sockets.push((entrance, socket));
-            }
-            let name = route.and_then(|route| routes.get(route)).map(|route| route.name.clone());
-            listening.push((name, bound.address));
-        }
-        let tcp = |(_, address): &(Option<String>, Address)| match address {
-            Address::Tcp(address) => Some(*address),
-            _ => None,
+        let lasting = Arc::new(Lasting::new(clock.clone(), tls::Roots::new(wishes.server.extra_ca.clone())));
+        let mut prepared = Prepared::new(&lasting, wishes, &[], threads, 0)?;
+        let state = prepared.state(&lasting, &others);
+        lasting.retain(&state);
+        let (watcher, files) = Watcher::new();
+        let errands = Errands::start(&lasting, &state.own, files.clone()).map_err(StartError::System)?;
+        let mut daemon = Self {
+            state: Arc::new(ArcSwap::new(Arc::clone(&state))),
+            listening: prepared.listening,
+            workers: Vec::new(),
+            threads: Vec::new(),
+            errands,
+            watcher,
+            files,
+            prints: prepared.prints,
+            lasting,
+            others,
+            next: prepared.next,
         };
-        let own: Vec<SocketAddr> = listening.iter().filter_map(tcp).chain(others).collect();
-        let state = Arc::new(State::new(&server, routes, limits, access, own));
-        let (stop, stopped) = watch::channel(false);
-        let mut daemon = Self { state, listening, threads: Vec::new(), stop };
-        let (started, starts) = mpsc::channel();
-        for sockets in sockets {
-            let (state, clock) = (Arc::clone(&daemon.state), clock.clone());
-            let (stopped, started) = (stopped.clone(), started.clone());
+        let (started, starts) = std::sync::mpsc::channel();
+        for _ in 0..threads {
+            let sockets = prepared.opened.pop().unwrap_or_default();
+            let (state, clock, started) = (Arc::clone(&state), clock.clone(), started.clone());
+            let (sender, changes) = mpsc::channel(CHANGES);
             let thread = thread::Builder::new().name("worker".to_owned());
-            let thread = thread.spawn(move || work(state, clock, sockets, stopped, started));
+            let thread = thread.spawn(move || work(state, clock, sockets, changes, started));
             daemon.threads.push(thread.map_err(StartError::System)?);
+            daemon.workers.push(sender);
         }
         drop(started);
+        daemon.watch();
         // A thread that cannot serve would leave its share of the callers waiting.
         starts.iter().collect::<io::Result<()>>().map_err(StartError::System)?;
         Ok(daemon)
     }
 
-    /// Stops accepting, answers what is in flight, and waits for that no longer than `patience`. True if all was
-    /// answered.
-    #[must_use]
-    pub fn drain(self, patience: Duration) -> bool {
-        self.state.is_draining.store(true, Ordering::Relaxed);
-        // While somebody still listens: later the path may be a successor's.
-        for (_, address) in &self.listening {
-            if let Address::Unix { path, .. } = address {
+    /// The addresses that are listened on, and the route whose own each is.
+    pub fn listening(&self) -> impl Iterator<Item = (Option<&str>, &Address)> {
+        self.listening.iter().map(|listening| (listening.owner.as_deref(), &listening.bound))
+    }
+
+    /// Takes over another configuration, all of it or nothing. Requests that have begun go on with what they began with;
+    /// listeners that stay are not touched. The number of threads stays as it is.
+    ///
+    /// # Errors
+    /// What stood in the way; everything is as it was.
+    pub async fn reload(&mut self, wishes: Wishes) -> Result<(), StartError> {
+        let before = (self.lasting.roots.load_full(), self.state.load_full());
+        self.lasting.roots.store(Arc::new(tls::Roots::new(wishes.server.extra_ca.clone())));
+        let threads = self.workers.len();
+        let mut prepared = match Prepared::new(&self.lasting, wishes, &self.listening, threads, self.next) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.lasting.roots.store(before.0);
+                self.lasting.retain(&before.1);
+                return Err(error);
+            }
+        };
+        let state = prepared.state(&self.lasting, &self.others);
+        let mut answers = Vec::new();
+        for worker in &self.workers {
+            let (done, answer) = oneshot::channel();
+            let opened = prepared.opened.pop().unwrap_or_default();
+            let change = Change { state: Arc::clone(&state), opened, entrances: prepared.entrances.clone(), done };
+            if worker.send(change).await.is_ok() {
+                answers.push(answer);
+            }
+        }
+        for answer in answers {
+            if let Ok(Ok(Err(error))) = timeout(PATIENCE, answer).await {
+                // The poller has no room for a socket: the others serve what this thread does not.
+                error!(%error, "a worker cannot serve a new listener");
+            }
+        }
+        self.state.store(Arc::clone(&state));
+        self.lasting.retain(&state);
+        self.prints = prepared.prints;
+        self.watch();
+        self.errands.update(&state.own);
+        let gone = self.listening.iter().filter(|old| prepared.listening.iter().all(|new| new.number != old.number));
+        let gone: Vec<_> = gone.map(|listening| listening.bound.clone()).collect();
+        self.listening = prepared.listening;
+        self.next = prepared.next;
+        self.remove_sockets(&gone);
+        Ok(())
+    }
+
+    /// Watches the files that the state was made from, and those of secrets.
+    fn watch(&mut self) {
+        let secrets = self.lasting.keepers().into_iter().flat_map(|kept| kept.keeper.source().files());
+        let files = self.prints.iter().map(|(path, _)| path.clone());
+        self.watcher.watch(files.chain(secrets));
+    }
+
+    /// Ready once the configuration, or a file that it names, holds something else than it did: then a reload is due.
+    pub async fn changed(&mut self) {
+        loop {
+            if self.files.changed().await.is_err() {
+                // Nobody watches any more, so it takes a signal.
+                std::future::pending::<()>().await;
+            }
+            let prints: Vec<_> = self.prints.iter().map(|(path, _)| print(path.clone())).collect();
+            if prints != self.prints {
+                // Whatever comes of it: what cannot be used is not tried again until it changes.
+                self.prints = prints;
+                return;
+            }
+        }
+    }
+
+    /// Removes the files of Unix sockets that nobody listens on any more.
+    fn remove_sockets(&self, addresses: &[Address]) {
+        for address in addresses {
+            let is_used = self.listening.iter().any(|listening| listening.bound.is_same_place(address));
+            if let (Address::Unix { path, .. }, false) = (address, is_used) {
                 let _ = std::fs::remove_file(path);
             }
         }
-        let _ = self.stop.send(true);
-        let (done, all_done) = mpsc::channel();
-        let threads = self.threads;
+    }
+
+    /// Stops accepting, answers what is in flight, and waits for that no longer than `patience`. True if all was
+    /// answered.
+    #[must_use]
+    pub fn drain(mut self, patience: Duration) -> bool {
+        self.lasting.is_draining.store(true, Ordering::Relaxed);
+        // While somebody still listens: later the path may be a successor's.
+        let all: Vec<_> = std::mem::take(&mut self.listening).into_iter().map(|listening| listening.bound).collect();
+        self.remove_sockets(&all);
+        self.workers.clear();
+        let (done, all_done) = std::sync::mpsc::channel();
+        let (threads, errands) = (self.threads, self.errands);
         // Joining has no timeout, so it is done aside; the process ends whether or not it comes back.
         thread::spawn(move || {
             for thread in threads {
@@ -161,17 +285,119 @@ impl Daemon {
                     error!("a worker thread panicked");
                 }
             }
+            // Until here somebody may have waited for a credential.
+            drop(errands);
             let _ = done.send(());
         });
         all_done.recv_timeout(patience).is_ok()
     }
 }
 
-fn prepare(routes: Vec<RouteSettings>, roots: &tls::Roots) -> Result<Vec<Route>, StartError> {
+/// What was bound for nothing, unless all could be: the files of Unix sockets go with this.
+#[derive(Default)]
+struct Fresh(Vec<Address>);
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        for address in &self.0 {
+            if let Address::Unix { path, .. } = address {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+    }
+}
+
+/// Everything that a configuration wishes for, ready to be put to use.
+struct Prepared {
+    wishes: Wishes,
+    routes: Vec<Arc<Route>>,
+    listening: Vec<Listening>,
+    /// What is new, for each thread.
+    opened: Vec<Vec<Opened<BoundSocket>>>,
+    entrances: HashMap<u64, Entrance>,
+    prints: Vec<Print>,
+    next: u64,
+}
+
+impl Prepared {
+    /// Makes the routes ready and binds the addresses that are not listened on yet.
+    fn new(
+        lasting: &Arc<Lasting>,
+        mut wishes: Wishes,
+        before: &[Listening],
+        threads: usize,
+        mut next: u64,
+    ) -> Result<Self, StartError> {
+        // Before they are read: what changes later is noticed.
+        let prints = wishes.prints();
+        let own: Vec<_> = wishes.routes.iter().map(|route| (route.name.clone(), route.listen.clone())).collect();
+        let routes = prepare(std::mem::take(&mut wishes.routes), lasting)?;
+        let mut addresses: Vec<_> = wishes.server.listen.iter().map(|address| (None, address)).collect();
+        for (owner, listen) in &own {
+            addresses.extend(listen.iter().map(|address| (Some(owner), address)));
+        }
+        let mut listening: Vec<Listening> = Vec::new();
+        let (mut opened, mut entrances, mut fresh) = (Vec::new(), HashMap::new(), Fresh::default());
+        opened.resize_with(threads, Vec::new);
+        for (owner, wanted) in addresses {
+            let is_unix = matches!(wanted, Address::Unix { .. });
+            let entrance = Entrance { route: owner.map(|owner| lasting.number(owner)), is_unix };
+            let is_it = |known: &&Listening| {
+                // A port that the kernel is to choose is another one for everybody.
+                let is_chosen = matches!(wanted, Address::Tcp(address) if address.port() == 0);
+                known.wanted.is_same_place(wanted)
+                    && (!is_chosen || known.owner.as_ref() == owner)
+                    && listening.iter().all(|taken| taken.number != known.number)
+            };
+            let (number, bound) = if let Some(known) = before.iter().find(is_it) {
+                (known.number, known.bound.clone())
+            } else {
+                let is_ours = before.iter().any(|known| known.bound.overlaps(wanted));
+                let bound = match wanted.bind(threads, if is_ours { Sharing::Ours } else { Sharing::Nobodys }) {
+                    Ok(bound) => bound,
+                    Err(error) if is_missing_ipv6(wanted, &error) => {
+                        debug!(address = %wanted, "this machine has no IPv6");
+                        continue;
+                    }
+                    Err(error) => return Err(StartError::Bind(wanted.clone(), error)),
+                };
+                next += 1;
+                fresh.0.push(bound.address.clone());
+                for (opened, socket) in opened.iter_mut().zip(bound.sockets) {
+                    opened.push(Opened { number: next, entrance, socket });
+                }
+                (next, bound.address)
+            };
+            entrances.insert(number, entrance);
+            listening.push(Listening { number, wanted: wanted.clone(), bound, owner: owner.cloned() });
+        }
+        // Last, so that a listener which cannot be had leaves the others as they are.
+        for new in &listening {
+            if before.iter().any(|known| known.number == new.number && known.wanted != new.wanted) {
+                new.wanted.adjust().map_err(|error| StartError::Bind(new.wanted.clone(), error))?;
+            }
+        }
+        fresh.0.clear();
+        Ok(Self { wishes, routes, listening, opened, entrances, prints, next })
+    }
+
+    fn state(&mut self, lasting: &Arc<Lasting>, others: &[SocketAddr]) -> Arc<State> {
+        let tcp = |listening: &Listening| match listening.bound {
+            Address::Tcp(address) => Some(address),
+            _ => None,
+        };
+        let own: Vec<_> = self.listening.iter().filter_map(tcp).chain(others.iter().copied()).collect();
+        let Wishes { server, limits, access, .. } = &self.wishes;
+        let routes = std::mem::take(&mut self.routes);
+        Arc::new(State::new(server, routes, *limits, *access, own.into(), Arc::clone(lasting)))
+    }
+}
+
+fn prepare(routes: Vec<RouteSettings>, lasting: &Arc<Lasting>) -> Result<Vec<Arc<Route>>, StartError> {
     let (mut ready, mut remarks) = (Vec::new(), Vec::new());
     for route in routes {
-        match Route::prepare(route, roots) {
-            Ok(route) => ready.push(route),
+        match Route::prepare(route, lasting) {
+            Ok(route) => ready.push(Arc::new(route)),
             Err(found) => remarks.extend(found),
         }
     }
@@ -191,9 +417,9 @@ fn is_missing_ipv6(address: &Address, error: &io::Error) -> bool {
 fn work(
     state: Arc<State>,
     clock: Clock,
-    sockets: Vec<(Entrance, BoundSocket)>,
-    mut stopped: watch::Receiver<bool>,
-    started: mpsc::Sender<io::Result<()>>,
+    sockets: Vec<Opened<BoundSocket>>,
+    changes: mpsc::Receiver<Change>,
+    started: std::sync::mpsc::Sender<io::Result<()>>,
 ) {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     // Names are resolved on threads of their own, which end when they have nothing to do.
@@ -203,21 +429,25 @@ fn work(
         Err(error) => return drop(started.send(Err(error))),
     };
     runtime.block_on(async move {
-        let listeners = sockets.into_iter().map(|(entrance, socket)| Ok((entrance, Listener::new(socket)?)));
-        let listeners = match listeners.collect::<io::Result<_>>() {
+        let listeners = match sockets.into_iter().map(Opened::listen).collect::<io::Result<_>>() {
             Ok(listeners) => listeners,
             Err(error) => return drop(started.send(Err(error))),
         };
         // Dropped here, since whoever starts the threads waits for the last sender.
         let _ = started.send(Ok(()));
         drop(started);
-        let worker: Rc<Worker> = Worker::new(state, clock);
-        worker.serve(listeners, async move { drop(stopped.wait_for(|stopped| *stopped).await) }).await;
+        Worker::new(state, clock).serve(listeners, changes).await;
     });
     // A name may still be in the resolver's hands, though nobody waits for it any more.
     runtime.shutdown_background();
     info!("a worker has answered everything");
 }
+
+/// How many changes wait for a thread, at most.
+const CHANGES: usize = 4;
+
+/// How long a thread may take to take over a change.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many names a thread resolves at one time.
 const RESOLVERS: usize = 16;

@@ -24,6 +24,8 @@ pub enum Code {
     HeadersTooLarge,
     /// No route belongs to the name that the request was sent to.
     UnknownHost,
+    /// The provider's own limit would be passed. The caller must ask less often, or later.
+    RateLimited,
     /// The upstream cannot be reached. Its address, the network or the server itself need a look.
     UpstreamUnreachable,
     /// The upstream's certificate, or its wish for one of ours, stands in the way.
@@ -34,6 +36,8 @@ pub enum Code {
     UpstreamTimeout,
     /// There is no credential that could be used.
     CredentialUnavailable,
+    /// The provider refuses the credential's signatures, and would lock its key. Its secret must be corrected.
+    CredentialRejected,
     /// There are too many connections or held bodies; later may help.
     Overloaded,
     /// The daemon is being stopped.
@@ -53,11 +57,13 @@ impl Code {
             Self::BodyTooLarge => "body_too_large",
             Self::HeadersTooLarge => "headers_too_large",
             Self::UnknownHost => "unknown_host",
+            Self::RateLimited => "rate_limited",
             Self::UpstreamUnreachable => "upstream_unreachable",
             Self::UpstreamTls => "upstream_tls",
             Self::UpstreamProtocol => "upstream_protocol",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::CredentialUnavailable => "credential_unavailable",
+            Self::CredentialRejected => "credential_rejected",
             Self::Overloaded => "overloaded",
             Self::Draining => "draining",
         }
@@ -73,9 +79,12 @@ impl Code {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::UnknownHost => StatusCode::MISDIRECTED_REQUEST,
+            Self::RateLimited => StatusCode::TOO_MANY_REQUESTS,
             Self::UpstreamUnreachable | Self::UpstreamTls | Self::UpstreamProtocol => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout => StatusCode::GATEWAY_TIMEOUT,
-            Self::CredentialUnavailable | Self::Overloaded | Self::Draining => StatusCode::SERVICE_UNAVAILABLE,
+            Self::CredentialUnavailable | Self::CredentialRejected | Self::Overloaded | Self::Draining => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 }
@@ -87,12 +96,14 @@ pub struct Error {
     pub code: Code,
     /// What happened and what to do; never a secret, a token or a signature.
     pub message: Cow<'static, str>,
+    /// After how many seconds it may fare better, where that is known.
+    pub retry_after: Option<u64>,
 }
 
 impl Error {
     /// An error of a kind, in words.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into() }
+        Self { code, message: message.into(), retry_after: None }
     }
 }
 

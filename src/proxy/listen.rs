@@ -67,9 +67,9 @@ impl Address {
     ///
     /// # Errors
     /// Why it cannot be bound.
-    pub fn bind(&self, threads: usize) -> io::Result<Bound> {
+    pub fn bind(&self, threads: usize, sharing: Sharing) -> io::Result<Bound> {
         match self {
-            Self::Tcp(address) => bind_tcp(*address, threads),
+            Self::Tcp(address) => bind_tcp(*address, threads, sharing),
             Self::Unix { path, mode, group } => {
                 let listener = bind_unix(path, *mode, group.as_deref())?;
                 let sockets = (0..threads).map(|_| listener.try_clone().map(BoundSocket::Unix));
@@ -83,12 +83,53 @@ impl Address {
     }
 }
 
-fn bind_tcp(address: SocketAddr, threads: usize) -> io::Result<Bound> {
+/// Who listens on a port already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// Nobody may.
+    Nobodys,
+    /// We do, on an address that is a part of this one or that this one is a part of.
+    Ours,
+}
+
+impl Address {
+    /// True if both cannot be listened on at one time.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Unix { path, .. }, Self::Unix { path: other, .. }) => path == other,
+            (one, other) => one == other,
+        }
+    }
+
+    /// True if one is a part of the other: the same port, of all addresses and of one of them.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (Self::Tcp(one), Self::Tcp(other)) = (self, other) else { return false };
+        one.port() == other.port()
+            && one.is_ipv4() == other.is_ipv4()
+            && (one.ip().is_unspecified() || other.ip().is_unspecified())
+    }
+
+    /// Gives the file of a socket that is listened on already its mode and its group.
+    ///
+    /// # Errors
+    /// What the kernel says, or that there is no such group.
+    pub fn adjust(&self) -> io::Result<()> {
+        match self {
+            Self::Unix { path, mode, group } => open_to(path, *mode, group.as_deref()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn bind_tcp(mut address: SocketAddr, threads: usize, sharing: Sharing) -> io::Result<Bound> {
     // A process that shares its port would get part of our callers, or we of its: found out by not sharing, once.
-    let probe = tcp_socket(address)?;
-    probe.bind(&address.into())?;
-    let address = probe.local_addr()?.as_socket().unwrap_or(address);
-    drop(probe);
+    if sharing == Sharing::Nobodys {
+        let probe = tcp_socket(address)?;
+        probe.bind(&address.into())?;
+        address = probe.local_addr()?.as_socket().unwrap_or(address);
+    }
     let bind = |_| {
         let socket = tcp_socket(address)?;
         socket.set_reuse_port(true)?;
@@ -116,13 +157,18 @@ fn bind_unix(path: &Path, mode: Option<u32>, group: Option<&str>) -> io::Result<
     socket.set_nonblocking(true)?;
     socket.bind(&SockAddr::unix(path)?)?;
     // Nobody can connect before `listen`, so the file is never open to more than it should be.
+    open_to(path, mode, group)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Opens a socket's file to those who may use it.
+fn open_to(path: &Path, mode: Option<u32>, group: Option<&str>) -> io::Result<()> {
     if let Some(group) = group {
         std::os::unix::fs::chown(path, None, Some(group_id(group)?))?;
     }
     let mode = mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 });
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 /// Removes the socket of a process that is gone; one that answers, or a file that is no socket, is left alone.
@@ -205,9 +251,9 @@ mod tests {
 
     #[test]
     fn a_port_that_another_socket_shares_is_refused() {
-        let bound = Address::Tcp("127.0.0.1:0".parse().unwrap()).bind(2).unwrap();
+        let bound = Address::Tcp("127.0.0.1:0".parse().unwrap()).bind(2, Sharing::Nobodys).unwrap();
         assert_eq!(bound.sockets.len(), 2);
-        let error = bound.address.bind(1).unwrap_err();
+        let error = bound.address.bind(1, Sharing::Nobodys).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 
@@ -217,16 +263,16 @@ mod tests {
         let path = folder.path().join("cs.sock");
         let address = |mode| Address::Unix { path: path.clone(), mode, group: None };
         let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-        let bound = address(None).bind(2).unwrap();
+        let bound = address(None).bind(2, Sharing::Nobodys).unwrap();
         assert_eq!(mode(), 0o600);
-        assert_eq!(address(None).bind(1).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(address(None).bind(1, Sharing::Nobodys).unwrap_err().kind(), io::ErrorKind::AddrInUse);
         drop(bound);
-        let bound = address(Some(0o666)).bind(1).unwrap();
+        let bound = address(Some(0o666)).bind(1, Sharing::Nobodys).unwrap();
         assert_eq!(mode(), 0o666);
         drop(bound);
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, "precious").unwrap();
-        assert_eq!(address(None).bind(1).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(address(None).bind(1, Sharing::Nobodys).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use http::{HeaderValue, Uri};
 use crate::upstream::{Host, split_authority};
 
 use super::route::{Authority, Door, Doors, Entrance};
-use super::state::Endpoint;
+use super::servers::Endpoint;
 
 /// What a caller sees of its route.
 #[derive(Clone, Copy, Debug)]
@@ -275,10 +275,14 @@ fn is_single_dot(segment: &[u8]) -> bool {
 /// What the tests of step 9 share.
 #[cfg(test)]
 pub(super) mod testing {
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use http::header::HOST;
     use http::{HeaderMap, Method, Version};
 
     use super::*;
+    use crate::clock::Rest;
     use crate::upstream::connect::Target;
     use crate::upstream::outbound::Passage;
 
@@ -297,7 +301,13 @@ pub(super) mod testing {
             let authority = HeaderValue::try_from(endpoint.authority()).unwrap();
             let (host, port) = (endpoint.host.clone(), endpoint.port);
             let passage = Passage::Direct;
-            Endpoint { target: Target { endpoint, host, port, passage, tls: None }, authority }
+            Endpoint {
+                target: Target { endpoint, host, port, passage, tls: None },
+                authority,
+                number: 0,
+                skew: Arc::default(),
+                rest: Arc::new(Rest::new(Duration::ZERO)),
+            }
         });
         let mut headers = HeaderMap::new();
         if !host.is_empty() {

@@ -1,33 +1,45 @@
 //! The way of a request, one file a step.
 
 pub mod activity;
+pub mod attempts;
 pub mod authorize;
 pub mod body;
 pub mod caller;
 pub mod clean;
 pub mod cookie;
 pub mod daemon;
+pub mod errands;
 pub mod error;
 pub mod guard;
 pub mod head;
 pub mod hold;
+pub mod lasting;
+pub mod limit;
 pub mod listen;
+pub mod located;
 pub mod location;
+pub mod lockout;
 pub mod nonce;
+pub mod refusals;
 pub mod respond;
 pub mod route;
 pub mod send;
 pub mod serve;
+pub mod servers;
+pub mod signers;
 pub mod state;
 pub mod streams;
 pub mod upgrade;
+pub mod verdict;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 
 use crate::provider::{Provider, Registration};
 use crate::settings::Place;
+use crate::upstream::directory::Directory;
 use crate::upstream::outbound::Outbound;
 use crate::upstream::{Endpoint, Host, Timeouts, tls};
 
@@ -57,8 +69,10 @@ pub struct RouteSettings {
     pub name: String,
     /// Where its table stands.
     pub place: Place,
-    /// The servers that it leads to, at least one.
+    /// The servers that it leads to, at least one unless they are found out.
     pub upstream: Vec<Endpoint>,
+    /// Who knows the servers, if the configuration does not.
+    pub directory: Option<Directory>,
     /// What is dialled instead of the upstream's own host and port.
     pub connect: Option<(Host, u16)>,
     /// The proxy between, if there is one.
@@ -79,6 +93,8 @@ pub struct RouteSettings {
     pub keep: Vec<String>,
     /// Credential headers of replies that pass.
     pub expose: Vec<String>,
+    /// True if an upstream's clock is followed where it differs from ours.
+    pub follows_clock: bool,
     /// How long to wait.
     pub timeouts: Timeouts,
     /// Its TLS settings, for `https://` upstreams.
@@ -86,7 +102,7 @@ pub struct RouteSettings {
     /// Its provider's entry in the table.
     pub registration: &'static Registration,
     /// Its provider.
-    pub provider: Box<dyn Provider>,
+    pub provider: Arc<dyn Provider>,
 }
 
 /// A header that a route sets.

@@ -1,7 +1,7 @@
 //! Step 9: return, and the answers of our own.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, Entry, HeaderName, LOCATION, SET_COOKIE, TRAILER};
+use http::header::{CONTENT_TYPE, Entry, HeaderName, LOCATION, RETRY_AFTER, SET_COOKIE, TRAILER};
 use http::{HeaderMap, HeaderValue, Response, Version};
 use serde_json::json;
 use smallvec::SmallVec;
@@ -10,6 +10,7 @@ use tracing::debug;
 use crate::canonical::headers::{FRAMING, is_hop_by_hop};
 
 use super::activity::Turn;
+use super::attempts::Retries;
 use super::body::Reply;
 use super::clean::{Names, remove_named_by_connection, remove_where};
 use super::error::Error;
@@ -68,6 +69,13 @@ fn turn_each(headers: &mut HeaderMap, name: &HeaderName, fate: impl Fn(&[u8]) ->
     }
 }
 
+/// Says why the request was sent again, if it was.
+pub fn tell(headers: &mut HeaderMap, retries: Retries) {
+    if let Some(reasons) = retries.header() {
+        headers.insert(RETRY.clone(), reasons);
+    }
+}
+
 /// Names the request.
 pub fn name<B>(response: &mut Response<B>, id: &str) {
     if let Ok(id) = HeaderValue::from_str(id) {
@@ -83,7 +91,8 @@ pub fn own(text: String, turn: Turn) -> Response<Reply> {
     response
 }
 
-/// An answer of our own to what went wrong: the code in a header, the message in JSON.
+/// An answer of our own to what went wrong: the code in a header, the message in JSON, and when to come again if that is
+/// known.
 #[must_use]
 pub fn error(error: &Error, route: Option<&str>, id: &str, turn: Turn) -> Response<Reply> {
     let body = json!({
@@ -95,10 +104,12 @@ pub fn error(error: &Error, route: Option<&str>, id: &str, turn: Turn) -> Respon
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(ERROR.clone(), HeaderValue::from_static(error.code.name()));
+    headers.extend(error.retry_after.map(|seconds| (RETRY_AFTER, HeaderValue::from(seconds))));
     response
 }
 
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-countersign-request-id");
+static RETRY: HeaderName = HeaderName::from_static("x-countersign-retry");
 static ERROR: HeaderName = HeaderName::from_static("x-countersign-error");
 
 /// What an origin says of itself over TLS, which the caller does not speak to us: that it is also found elsewhere, where no

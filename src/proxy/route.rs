@@ -77,12 +77,18 @@ impl Doors {
     /// Builds the doors for `domains` and routes, given in order by their names and exact hosts.
     #[must_use]
     pub fn new<'a>(domains: &[String], routes: impl Iterator<Item = (&'a str, &'a [Authority])>) -> Self {
+        Self::numbered(domains, routes.enumerate())
+    }
+
+    /// The same for routes that have numbers of their own.
+    #[must_use]
+    pub fn numbered<'a>(domains: &[String], routes: impl Iterator<Item = (usize, (&'a str, &'a [Authority]))>) -> Self {
         let mut doors = Self { domains: domains.to_vec(), ..Self::default() };
-        for (index, (name, hosts)) in routes.enumerate() {
+        for (number, (name, hosts)) in routes {
             doors.names.push(name.to_owned());
-            doors.by_name.insert(name.to_owned(), index);
+            doors.by_name.insert(name.to_owned(), number);
             for (host, port) in hosts {
-                doors.hosts.entry(host.clone()).or_default().push((*port, index));
+                doors.hosts.entry(host.clone()).or_default().push((*port, number));
             }
         }
         doors

@@ -10,14 +10,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use h2::Reason;
-use http::header::{PROXY_AUTHENTICATE, UPGRADE};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::header::UPGRADE;
+use http::{Method, Request, Response};
 use tokio::time::{Instant, timeout};
 
 use crate::upstream::connect::{Offer, Trouble};
 use crate::upstream::http2::{self, Place};
 use crate::upstream::open::{self, Plan};
-use crate::upstream::outbound::Passage;
 use crate::upstream::pool::{Connection, Key, Lease, Pool, Speaks};
 use crate::upstream::{Timeouts, diagnosis};
 
@@ -25,7 +24,7 @@ use super::Limits;
 use super::body::{Outgoing, Source, Upload};
 use super::error::{Code, Error};
 use super::hold;
-use super::state::Endpoint;
+use super::servers::Endpoint;
 
 /// Why an attempt failed, and what may be done about it.
 #[derive(Debug)]
@@ -39,6 +38,8 @@ pub struct Failure {
     /// True if the same endpoint may do better on a fresh connection: this one had been used before, or the upstream wants
     /// another.
     pub may_fresh_help: bool,
+    /// True if another client certificate, or other trust anchors, may help.
+    pub is_of_identity: bool,
 }
 
 /// What became of a request that got no reply.
@@ -68,7 +69,7 @@ impl Failure {
 impl From<Error> for Box<Failure> {
     /// A failure that nothing can be done about.
     fn from(error: Error) -> Self {
-        Self::new(Failure { error, unsent: None, fate: Fate::Unknown, may_fresh_help: false })
+        Self::new(Failure { error, unsent: None, fate: Fate::Unknown, may_fresh_help: false, is_of_identity: false })
     }
 }
 
@@ -117,9 +118,16 @@ pub async fn send(
         // Boxed, like everything that most requests do without: what a waiting request takes is what its future takes.
         None => match Box::pin(open(way, offer)).await {
             Ok(connection) => connection,
-            Err(error) => {
-                let unsent = Some(request.into_body());
-                return Err(Box::new(Failure { error, unsent, fate: Fate::Unsent, may_fresh_help: false }));
+            Err(trouble) => {
+                let (error, unsent) = (unreachable(&trouble, way), Some(request.into_body()));
+                let is_of_identity = trouble.is_of_identity();
+                return Err(Box::new(Failure {
+                    error,
+                    unsent,
+                    fate: Fate::Unsent,
+                    may_fresh_help: false,
+                    is_of_identity,
+                }));
             }
         },
     };
@@ -135,7 +143,7 @@ pub async fn send(
     request.body_mut().follow(Some(&traffic));
     let response = connection.sender.try_send_request(request);
     let outcome = within(response, &mut connection.timer, way.timeouts.response, upload).await;
-    let (error, unsent) = match outcome {
+    let (error, unsent, is_of_identity) = match outcome {
         Some(Ok(response)) => {
             if let Some(error) = denied(&response, way) {
                 return Err(error.into());
@@ -144,20 +152,23 @@ pub async fn send(
         }
         Some(Err(mut failed)) => {
             let unsent = failed.take_message().map(Request::into_body);
-            (describe(failed.error(), way, upload), unsent)
+            let is_of_identity = io_error(failed.error()).is_some_and(diagnosis::is_of_identity);
+            (describe(failed.error(), way, upload), unsent, is_of_identity)
         }
         None => return Err(unanswered(way).into()),
     };
     // Over TLS a write that failed may have sent a part before it did, which is not counted.
     let is_counted = way.endpoint.target.tls.is_none();
-    let fate = if unsent.is_some() || (is_counted && traffic.written() == written) {
+    // In TLS 1.3 a client certificate is refused after the handshake, but before anybody looks at a request.
+    let was_shut_out = is_of_identity && !is_reused;
+    let fate = if unsent.is_some() || was_shut_out || (is_counted && traffic.written() == written) {
         Fate::Unsent
     } else if is_reused && traffic.read() == read {
         Fate::DiedOnReuse
     } else {
         Fate::Unknown
     };
-    Err(Box::new(Failure { error, unsent, fate, may_fresh_help: is_reused }))
+    Err(Box::new(Failure { error, unsent, fate, may_fresh_help: is_reused, is_of_identity }))
 }
 
 /// Sends a request on a place of a shared connection, and awaits the reply's head.
@@ -207,7 +218,7 @@ async fn over_http2(
     };
     let may_fresh_help = wants_http1 || (is_pooled && fate != Fate::Unknown);
     let error = describe_http2(&error, way, upload, &place);
-    Err(Box::new(Failure { error, unsent, fate, may_fresh_help }))
+    Err(Box::new(Failure { error, unsent, fate, may_fresh_help, is_of_identity: false }))
 }
 
 fn lease(way: Way<'_>, connection: Connection<Outgoing>) -> Lease<Outgoing> {
@@ -229,7 +240,7 @@ async fn take(way: Way<'_>, offer: Offer) -> Option<Connection<Outgoing>> {
     }
 }
 
-async fn open(way: Way<'_>, offer: Offer) -> Result<Connection<Outgoing>, Error> {
+async fn open(way: Way<'_>, offer: Offer) -> Result<Connection<Outgoing>, Rc<Trouble>> {
     let plan = Plan {
         pool: way.pool,
         key: way.key,
@@ -238,7 +249,7 @@ async fn open(way: Way<'_>, offer: Offer) -> Result<Connection<Outgoing>, Error>
         header_bytes: way.limits.header_bytes,
         own: way.own,
     };
-    open::open(&plan, offer).await.map_err(|trouble| unreachable(&trouble, way))
+    open::open(&plan, offer).await
 }
 
 /// Awaits a reply; the clock begins anew with every part of the body that is handed over, and does not run while the caller
@@ -271,55 +282,33 @@ async fn within<F: Future>(
     .await
 }
 
-/// What a proxy says that forwards requests, and never an upstream: it wants to be shown who asks (RFC 9110, section
-/// 15.5.8). That is between us and the proxy.
+/// What a proxy on the way says of itself is between us and it, and never a reply.
 fn denied<B>(response: &Response<B>, way: Way<'_>) -> Option<Error> {
-    let Passage::Forward(proxy, _) = &way.endpoint.target.passage else { return None };
-    let challenges = response.headers().get_all(PROXY_AUTHENTICATE).iter().map(HeaderValue::as_bytes);
-    let is_denied = response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
-    is_denied.then(|| Error::new(Code::UpstreamUnreachable, proxy.denial(challenges)))
+    let denial = way.endpoint.target.passage.denial(response)?;
+    Some(Error::new(Code::UpstreamUnreachable, denial))
 }
 
 fn unreachable(trouble: &Trouble, way: Way<'_>) -> Error {
-    in_the_way(trouble, &way.endpoint.target.to_string(), "the route's `upstream` or `connect`", way)
+    let seconds = way.timeouts.connect.unwrap_or_default().as_secs_f32();
+    let patience = format!("{seconds} s (`timeouts.connect`)");
+    let message = trouble.describe(&way.endpoint.target, "the route's `upstream` or `connect`", &patience);
+    Error::new(code(trouble), message)
 }
 
-/// What stood in the way to a server, and which setting leads there.
-fn in_the_way(trouble: &Trouble, server: &str, setting: &str, way: Way<'_>) -> Error {
+fn code(trouble: &Trouble) -> Code {
     match trouble {
-        Trouble::Unresolved(error) => Error::new(
-            Code::UpstreamUnreachable,
-            format!("the name of {server} leads to no address ({error}): correct {setting}"),
-        ),
-        Trouble::Ourselves(address) => Error::new(
-            Code::UpstreamUnreachable,
-            format!("{server} leads to {address}, one of countersign's own listeners: correct {setting}"),
-        ),
-        Trouble::Refused(address, error) => {
-            Error::new(Code::UpstreamUnreachable, format!("{server} cannot be reached at {address}: {error}"))
+        Trouble::Unresolved(_) | Trouble::Ourselves(_) | Trouble::Refused(..) | Trouble::NoTunnel(_) => {
+            Code::UpstreamUnreachable
         }
-        Trouble::Tls(error) => {
-            let mut message = format!("TLS with {server} failed: {}", in_words(error, way));
-            if way.endpoint.target.passage.proxy().is_some() && diagnosis::is_of_unknown_issuer(error) {
-                message += "; if the proxy inspects TLS, name its CA in `server.extra_ca`, or in `tls.ca` if the route has one";
-            }
-            Error::new(Code::UpstreamTls, message)
-        }
-        Trouble::Broken(error) => {
-            Error::new(Code::UpstreamProtocol, format!("{server}: the connection broke at once: {error}"))
-        }
-        Trouble::Proxy(proxy, trouble) => {
-            in_the_way(trouble, &format!("the outbound proxy {proxy}"), &proxy.named_in, way)
-        }
-        Trouble::NoTunnel(message) => Error::new(Code::UpstreamUnreachable, message.clone()),
-        Trouble::TimedOut(step) => {
-            let seconds = way.timeouts.connect.unwrap_or_default().as_secs_f32();
-            Error::new(
-                Code::UpstreamTimeout,
-                format!("{server}: {step} took longer than {seconds} s (`timeouts.connect`)"),
-            )
-        }
+        Trouble::Tls(_) => Code::UpstreamTls,
+        Trouble::Broken(_) => Code::UpstreamProtocol,
+        Trouble::TimedOut(_) => Code::UpstreamTimeout,
+        Trouble::Proxy(_, trouble) => code(trouble),
     }
+}
+
+fn io_error(error: &hyper::Error) -> Option<&io::Error> {
+    error.source().and_then(|source| source.downcast_ref())
 }
 
 /// What a failure of the HTTP library means.
@@ -328,9 +317,15 @@ fn describe(error: &hyper::Error, way: Way<'_>, upload: Option<&Rc<Upload>>) -> 
         return hold::broken(broken);
     }
     let endpoint = &way.endpoint.target;
-    let io = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    let io = io_error(error);
     if let Some(error) = io.filter(|error| diagnosis::cause(error).is_some()) {
-        return Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {}", in_words(error, way)));
+        return Error::new(
+            Code::UpstreamTls,
+            format!(
+                "TLS with {endpoint} failed: {}",
+                diagnosis::describe(error, way.endpoint.target.shows_certificate())
+            ),
+        );
     }
     if io.is_some_and(|error| error.kind() == io::ErrorKind::TimedOut) {
         return unread(way);
@@ -354,7 +349,7 @@ fn describe_http2(error: &h2::Error, way: Way<'_>, upload: Option<&Rc<Upload>>, 
     }
     let endpoint = &way.endpoint.target;
     if let Some(trouble) = place.shared().traffic.trouble() {
-        let trouble = diagnosis::describe_cause(trouble, shows_certificate(way));
+        let trouble = diagnosis::describe_cause(trouble, way.endpoint.target.shows_certificate());
         return Error::new(Code::UpstreamTls, format!("TLS with {endpoint} failed: {trouble}"));
     }
     let what = match (error.get_io(), error.reason()) {
@@ -389,14 +384,6 @@ fn unanswered(way: Way<'_>) -> Error {
     let endpoint = &way.endpoint.target;
     let message = format!("{endpoint} did not answer within {seconds} s: raise `timeouts.response` if it needs longer");
     Error::new(Code::UpstreamTimeout, message)
-}
-
-fn in_words(error: &io::Error, way: Way<'_>) -> String {
-    diagnosis::describe(error, shows_certificate(way))
-}
-
-fn shows_certificate(way: Way<'_>) -> bool {
-    way.endpoint.target.tls.as_ref().is_some_and(|tls| tls.http1.client_auth_cert_resolver.has_certs())
 }
 
 /// How long a connection's task may take to notice that a reply has ended.

@@ -1,8 +1,10 @@
 //! The way of a request through the steps, and the thread that walks it.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::{Future, pending, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,16 +19,17 @@ use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::clock::Clock;
-use crate::upstream::Timeouts;
+use crate::provider::Usage;
 use crate::upstream::pool::{Key, Lease, Pool};
 
 use super::activity::{Activity, Turn};
-use super::authorize::authorize;
+use super::attempts::{Attempts, Delivered, Retries};
 use super::body::{Outgoing, Reply, Source, Upload, Wire};
 use super::caller::{Caller, Stream, TimedStream};
 use super::clean;
@@ -34,12 +37,12 @@ use super::error::{Code, Error};
 use super::guard::{self, Peer, Permit};
 use super::head::Head;
 use super::hold;
-use super::listen::Listener;
+use super::lasting::Lasting;
+use super::listen::{BoundSocket, Listener};
 use super::location::View;
 use super::nonce::Nonces;
 use super::respond;
 use super::route::Entrance;
-use super::send::{self, Choice, Fate, Way};
 use super::state::{Access, Route, State};
 use super::streams::Streams;
 use super::upgrade::{Exit, Tunnel, Wish};
@@ -47,19 +50,58 @@ use super::upgrade::{Exit, Tunnel, Wish};
 /// A thread's own part of the daemon.
 #[derive(Debug)]
 pub struct Worker {
-    state: Arc<State>,
+    /// The state that requests begin with from now on.
+    state: RefCell<Arc<State>>,
     clock: Clock,
     pool: Rc<Pool<Outgoing>>,
     nonces: RefCell<Nonces>,
-    /// Which of a route's endpoints is next, for all routes alike.
-    next_endpoint: Cell<usize>,
     open: Cell<usize>,
-    /// Ends the listeners.
-    close: Notify,
     is_draining: Cell<bool>,
     /// Ends the connections that wait for a request.
     drain: Notify,
     closed: Notify,
+}
+
+/// A listener of this thread.
+#[derive(Debug)]
+pub struct Opened<S> {
+    /// Its number, the same in every thread.
+    pub number: u64,
+    /// What is known of those who come in here.
+    pub entrance: Entrance,
+    /// Its socket.
+    pub socket: S,
+}
+
+impl Opened<BoundSocket> {
+    /// Hands the socket to the current runtime.
+    ///
+    /// # Errors
+    /// What the runtime's poller says.
+    pub fn listen(self) -> io::Result<Opened<Listener>> {
+        let Self { number, entrance, socket } = self;
+        Ok(Opened { number, entrance, socket: Listener::new(socket)? })
+    }
+}
+
+/// What is different from now on.
+#[derive(Debug)]
+pub struct Change {
+    /// The state.
+    pub state: Arc<State>,
+    /// The listeners that are new.
+    pub opened: Vec<Opened<BoundSocket>>,
+    /// Those that stay, by their numbers; the others are closed.
+    pub entrances: HashMap<u64, Entrance>,
+    /// Told once requests begin with the new state, or why a new listener is not served here.
+    pub done: oneshot::Sender<io::Result<()>>,
+}
+
+/// The part of a listener that changes.
+#[derive(Debug)]
+struct Ear {
+    entrance: Cell<Entrance>,
+    close: Notify,
 }
 
 /// A reply on its way back.
@@ -80,6 +122,7 @@ struct Answer {
     granted: Option<Wish>,
     body_patience: Option<Duration>,
     is_welcome_page: bool,
+    retries: Retries,
 }
 
 impl Worker {
@@ -89,46 +132,87 @@ impl Worker {
         Rc::new(Self {
             pool: Rc::new(Pool::new(clock.clone())),
             nonces: RefCell::new(Nonces::new()),
-            state,
+            state: RefCell::new(state),
             clock,
-            next_endpoint: Cell::new(0),
             open: Cell::new(0),
-            close: Notify::new(),
             is_draining: Cell::new(false),
             drain: Notify::new(),
             closed: Notify::new(),
         })
     }
 
-    /// Serves the listeners until `stop` is ready, then answers what is in flight and what waits to be accepted.
-    pub async fn serve(self: Rc<Self>, listeners: Vec<(Entrance, Listener)>, stop: impl Future<Output = ()>) {
-        let mut accepting = Vec::new();
-        for (entrance, listener) in listeners {
-            accepting.push(tokio::task::spawn_local(Rc::clone(&self).accept(entrance, listener)));
+    /// Serves the listeners, and those that changes bring, until there are no more changes; then answers what is in flight
+    /// and what waits to be accepted.
+    pub async fn serve(self: Rc<Self>, listeners: Vec<Opened<Listener>>, mut changes: mpsc::Receiver<Change>) {
+        let mut accepting = HashMap::new();
+        let open = |accepting: &mut HashMap<_, _>, opened: Opened<Listener>| {
+            let Opened { number, entrance, socket } = opened;
+            let ear = Rc::new(Ear { entrance: Cell::new(entrance), close: Notify::new() });
+            let task = tokio::task::spawn_local(Rc::clone(&self).accept(Rc::clone(&ear), socket));
+            accepting.insert(number, (ear, task));
+        };
+        for opened in listeners {
+            open(&mut accepting, opened);
         }
         let keeper = tokio::task::spawn_local({
-            let pool = Rc::clone(&self.pool);
+            let worker = Rc::clone(&self);
             async move {
                 loop {
                     tokio::time::sleep(EXPIRY_INTERVAL).await;
-                    pool.expire();
+                    worker.tidy();
                 }
             }
         });
-        stop.await;
-        // Who came before is known only once the poller has been asked.
-        tokio::time::sleep(GRACE).await;
-        tokio::task::yield_now().await;
-        self.close.notify_waiters();
-        for task in accepting {
-            let _ = task.await;
+        while let Some(Change { state, opened, entrances, done }) = changes.recv().await {
+            let mut outcome = Ok(());
+            let opened: Vec<_> = opened
+                .into_iter()
+                .filter_map(|opened| opened.listen().map_err(|error| outcome = Err(error)).ok())
+                .collect();
+            let closing: Vec<_> = accepting.keys().copied().filter(|number| !entrances.contains_key(number)).collect();
+            *self.state.borrow_mut() = state;
+            self.tidy();
+            for (number, entrance) in entrances {
+                if let Some((ear, _)) = accepting.get(&number) {
+                    ear.entrance.set(entrance);
+                }
+            }
+            for opened in opened {
+                open(&mut accepting, opened);
+            }
+            let closing = closing.into_iter().filter_map(|number| accepting.remove(&number)).collect();
+            tokio::task::spawn_local(Self::close(closing));
+            let _ = done.send(outcome);
         }
+        Self::close(accepting.into_values().collect()).await;
         self.is_draining.set(true);
         self.drain.notify_waiters();
         while self.open.get() > 0 {
             self.closed.notified().await;
         }
         keeper.abort();
+    }
+
+    /// Closes listeners when those are accepted who came before.
+    async fn close(accepting: Vec<(Rc<Ear>, JoinHandle<()>)>) {
+        // Who came before is known only once the poller has been asked.
+        tokio::time::sleep(GRACE).await;
+        tokio::task::yield_now().await;
+        for (ear, task) in accepting {
+            ear.close.notify_one();
+            let _ = task.await;
+        }
+    }
+
+    /// Ends the idle connections whose time is over, and those to where nothing leads any more.
+    fn tidy(&self) {
+        self.pool.expire();
+        let there: HashSet<_> = self.state().endpoints().collect();
+        self.pool.retain(|Key(number)| there.contains(&number));
+    }
+
+    fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state.borrow())
     }
 
     /// Waits for the drain; one that began before anybody waited counts as well.
@@ -139,6 +223,13 @@ impl Worker {
         }
     }
 
+    /// Ready when a poll is to be told that nothing has changed: once the drain begins, which it would hold up.
+    async fn unchanged(&self, answer: Option<&'static str>) -> &'static str {
+        let Some(answer) = answer else { return pending().await };
+        self.drained().await;
+        answer
+    }
+
     /// Waits for the drain and for what it leaves a connection: time for a first request that is under way.
     async fn dismissed(&self, activity: &Activity) {
         self.drained().await;
@@ -147,9 +238,8 @@ impl Worker {
         }
     }
 
-    async fn accept(self: Rc<Self>, entrance: Entrance, listener: Listener) {
-        let mut close = pin!(self.close.notified());
-        close.as_mut().enable();
+    async fn accept(self: Rc<Self>, ear: Rc<Ear>, listener: Listener) {
+        let mut close = pin!(ear.close.notified());
         loop {
             let accepted = tokio::select! {
                 biased;
@@ -157,7 +247,7 @@ impl Worker {
                 () = &mut close => return,
             };
             match accepted {
-                Ok((stream, peer)) => self.welcome(entrance, stream, peer),
+                Ok((stream, peer)) => self.welcome(ear.entrance.get(), stream, peer),
                 Err(error) => {
                     // Most likely the file descriptors have run out: those in use must end first.
                     warn!(%error, "a connection cannot be accepted");
@@ -168,9 +258,10 @@ impl Worker {
     }
 
     fn welcome(self: &Rc<Self>, entrance: Entrance, stream: Stream, peer: Peer) {
-        let most = self.state.limits.connections;
-        let others = self.state.connections.fetch_add(1, Ordering::Relaxed);
-        let count = Count(Rc::clone(self));
+        let state = self.state();
+        let most = state.limits.connections;
+        let others = state.lasting.connections.fetch_add(1, Ordering::Relaxed);
+        let count = Count(Rc::clone(self), Arc::clone(&state.lasting));
         self.open.set(self.open.get() + 1);
         if others >= most + SURPLUS {
             return;
@@ -181,7 +272,7 @@ impl Worker {
 
     /// Answers a caller's requests, and then carries the tunnel that its connection may have become.
     async fn converse(self: Rc<Self>, caller: Caller, stream: Stream, _count: Count) {
-        let limits = &self.state.limits;
+        let limits = self.state().limits;
         let activity = Arc::clone(&caller.activity);
         let mut stream = TimedStream::new(stream, activity, limits.header_timeout, limits.idle_timeout);
         let is_http2 = tokio::select! {
@@ -208,7 +299,7 @@ impl Worker {
             // Boxed, so that a connection that waits for a request is small.
             Box::pin(self.answer(caller, request, turn, &exit))
         });
-        let header_bytes = self.state.limits.header_bytes;
+        let header_bytes = self.state().limits.header_bytes;
         let mut builder = http1::Builder::new();
         // The buffer alone would let heads pass that are a little larger.
         builder.auto_date_header(false).header_read_timeout(None);
@@ -224,7 +315,7 @@ impl Worker {
 
     /// Over HTTP/2: requests share the connection, up to a number of them at a time.
     async fn converse_in_streams(self: Rc<Self>, caller: Rc<Caller>, stream: TimedStream) -> hyper::Result<()> {
-        let header_bytes = u32::try_from(self.state.limits.header_bytes).unwrap_or(u32::MAX);
+        let header_bytes = u32::try_from(self.state().limits.header_bytes).unwrap_or(u32::MAX);
         let (worker, asking) = (Rc::clone(&self), Rc::clone(&caller));
         let service = service_fn(move |request| {
             let turn = asking.activity.turn();
@@ -284,10 +375,11 @@ impl Worker {
         exit: &Exit,
     ) -> Result<Response<Reply>, Infallible> {
         let id = self.nonces.borrow_mut().next_id();
-        let entry = Entry::begin(self.state.access, &request);
+        let state = self.state();
+        let entry = Entry::begin(state.access, &request);
         let version = request.version();
         let mut route = None;
-        let outcome = self.forward(caller, request, &mut route).await;
+        let outcome = self.forward(&state, caller, request, &id, &mut route).await;
         let name = route.map(|route: &Arc<Route>| route.name.as_str());
         let concealed = route.and_then(|route| route.concealed.as_ref());
         let mut response = match outcome {
@@ -296,9 +388,10 @@ impl Worker {
                 respond::own(text, turn)
             }
             Ok(Outcome::Upstream(answer)) => {
-                let Answer { mut response, lease, upload, granted, body_patience, is_welcome_page } = answer;
+                let Answer { mut response, lease, upload, granted, body_patience, is_welcome_page, retries } = answer;
                 *response.version_mut() = Version::HTTP_11;
                 respond::clean(response.headers_mut(), concealed.map(Arc::as_ref), is_welcome_page);
+                respond::tell(response.headers_mut(), retries);
                 entry.end(name, response.status(), By::Upstream, &id);
                 if let Some(wish) = granted {
                     wish.announce(response.headers_mut());
@@ -337,9 +430,11 @@ impl Worker {
 
     /// The steps from routing to the reply's head. `found` is set as soon as the route is known.
     async fn forward<'s>(
-        &'s self,
+        &self,
+        state: &'s State,
         caller: &Caller,
         mut request: Request<Incoming>,
+        id: &str,
         found: &mut Option<&'s Arc<Route>>,
     ) -> Result<Outcome, Error> {
         if caller.is_surplus {
@@ -349,8 +444,8 @@ impl Worker {
         let (mut parts, body) = request.into_parts();
         let source = if parts.version == Version::HTTP_2 { Source::Stream(body) } else { Source::Hyper(body) };
         let mut wire = Wire::of_request(source, &caller.activity);
-        let way = self.state.doors.find(caller.entrance, &parts.method, parts.version, &parts.uri, &parts.headers)?;
-        let Some(route) = self.state.routes.get(way.route) else {
+        let way = state.doors.find(caller.entrance, &parts.method, parts.version, &parts.uri, &parts.headers)?;
+        let Some(route) = state.route(way.route) else {
             return Err(Error::new(Code::UnknownHost, "no such route"));
         };
         *found = Some(route);
@@ -359,7 +454,7 @@ impl Worker {
         if parts.version == Version::HTTP_2 {
             clean::join_cookies(headers);
         }
-        let is_welcome_page = guard::browser(headers, way.door, way.authority.as_ref(), &self.state.origins)?;
+        let is_welcome_page = guard::browser(headers, way.door, way.authority.as_ref(), &state.origins)?;
         if let Some(callers) = &route.callers {
             callers.admit(caller.peer, headers)?;
         }
@@ -371,23 +466,46 @@ impl Worker {
         wire.set_patience(route.timeouts.body);
         // What follows the body may belong to the tunnel, so the body has to have ended.
         let reason = if wish.is_some() { hold::Reason::Needed } else { head.hold_reason(route, permit) };
-        let (body, upload) = hold::hold(wire, reason, &self.state.limits, &self.state.held, &route.cleaner).await?;
+        let (body, upload) = hold::hold(wire, reason, &state.limits, &state.lasting.held, &route.cleaner).await?;
         if permit == Permit::NeedsForm {
             head.permit(route, Some(body.held()))?;
         }
         head.announce(&body);
+        let usage = route.provider.usage(&head.method, head.path_and_query().1, &head.headers, body.held());
+        let unchanged = if let Usage::Poll { unchanged } = usage { Some(unchanged) } else { None };
         if let Some(wish) = &wish {
             wish.announce(&mut head.headers);
             caller.activity.set_switching(true);
         }
-        let (mut response, lease) = self.send(way.route, route, &head, body, upload.as_ref()).await?;
+        let attempts = Attempts {
+            state,
+            clock: &self.clock,
+            pool: &self.pool,
+            nonces: &self.nonces,
+            route,
+            head: &head,
+            upload: upload.as_ref(),
+            id,
+        };
+        let Delivered { mut response, lease, retries, servers } = tokio::select! {
+            biased;
+            unchanged = self.unchanged(unchanged) => return Ok(Outcome::Own(unchanged.to_owned())),
+            delivered = async {
+                // A poll's place is kept until the reply's head is there, or nobody waits for it any more.
+                let _place = match &route.limiter {
+                    Some(limiter) => limiter.admit(usage).await?,
+                    None => None,
+                };
+                attempts.run(body).await
+            } => delivered?,
+        };
         let view = View {
-            doors: &self.state.doors,
-            own: &self.state.own,
+            doors: &state.doors,
+            own: &state.own,
             entrance: caller.entrance,
             door: way.door,
             name: &route.name,
-            endpoints: &route.endpoints,
+            endpoints: servers.all(),
             uri: &parts.uri,
             host: head.headers.get(HOST),
             authority: way.authority.as_ref(),
@@ -402,74 +520,16 @@ impl Worker {
             None
         };
         let body_patience = route.timeouts.body;
-        Ok(Outcome::Upstream(Answer { response, lease, upload, granted, body_patience, is_welcome_page }))
-    }
-
-    /// Signs and sends, anew for every attempt: once more on a fresh connection where a used one had died, and at the
-    /// next endpoint where one could not be reached.
-    async fn send(
-        &self,
-        index: usize,
-        route: &Route,
-        head: &Head,
-        mut body: Outgoing,
-        upload: Option<&Rc<Upload>>,
-    ) -> Result<(Response<Source>, Lease<Outgoing>), Error> {
-        let count = route.endpoints.len().max(1);
-        let first = if count > 1 { self.next_endpoint.replace(self.next_endpoint.get().wrapping_add(1)) } else { 0 };
-        let response = route
-            .timeouts
-            .response
-            .map(|patience| route.provider.deadline(&head.headers).map_or(patience, |deadline| patience.max(deadline)));
-        let timeouts = Timeouts { response, ..route.timeouts };
-        let mut tried = 0;
-        let mut choice = Choice::Pooled;
-        loop {
-            let place = first.wrapping_add(tried) % count;
-            let Some(endpoint) = route.endpoints.get(place) else {
-                return Err(Error::new(Code::UpstreamUnreachable, "the route has no upstream"));
-            };
-            let spare = body.again();
-            let nonce = self.nonces.borrow_mut().next_nonce();
-            let request = authorize(head.clone(), body, route, endpoint, (self.clock.now(), &nonce), None)?;
-            let way = Way {
-                pool: &self.pool,
-                key: Key { route: index, endpoint: place },
-                endpoint,
-                timeouts: &timeouts,
-                limits: &self.state.limits,
-                own: &self.state.own,
-            };
-            let failure = match send::send(way, choice, request, upload).await {
-                Ok(reply) => return Ok(reply),
-                Err(failure) => failure,
-            };
-            debug!(route = route.name, fate = ?failure.fate, error = %failure.error, "an attempt failed");
-            let may_go_again = failure.may_go_again(&head.method);
-            body = match failure.unsent.or(spare) {
-                Some(body) if may_go_again => body,
-                _ => return Err(failure.error),
-            };
-            if failure.may_fresh_help {
-                choice = Choice::Fresh;
-            } else {
-                debug_assert_eq!(failure.fate, Fate::Unsent, "only a used connection can have died on reuse");
-                choice = Choice::Pooled;
-                tried += 1;
-                if tried == count {
-                    return Err(failure.error);
-                }
-            }
-        }
+        Ok(Outcome::Upstream(Answer { response, lease, upload, granted, body_patience, is_welcome_page, retries }))
     }
 }
 
 /// An open connection, counted for as long as this lives.
-struct Count(Rc<Worker>);
+struct Count(Rc<Worker>, Arc<Lasting>);
 
 impl Drop for Count {
     fn drop(&mut self) {
-        self.0.state.connections.fetch_sub(1, Ordering::Relaxed);
+        self.1.connections.fetch_sub(1, Ordering::Relaxed);
         self.0.open.set(self.0.open.get().saturating_sub(1));
         self.0.closed.notify_one();
     }

@@ -1,48 +1,49 @@
-//! Everything that requests share: the routes made ready, their doors, the limits. Immutable once built.
+//! Everything that requests share: the routes made ready, their doors, the limits. Immutable once built; a reload builds
+//! another.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
-
-use http::HeaderValue;
-use rustls_pki_types::ServerName;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::canonical::headers::{FRAMING, HOP_BY_HOP};
-use crate::credential::Credential;
-use crate::provider::{self, Provider, Signer};
+use crate::clock::Rest;
+use crate::credential::keeper::Keeper;
+use crate::provider::{self, Provider};
 use crate::settings::Remark;
-use crate::upstream::connect::{Target, Tls};
-use crate::upstream::outbound::Passage;
-use crate::upstream::{Host, Timeouts, tls};
+use crate::upstream::Timeouts;
+use crate::upstream::tls::Verify;
 
 use super::clean::{Cleaner, Names};
 use super::guard::{Callers, Rule};
-use super::hold::Budget;
+use super::lasting::Lasting;
+use super::limit::Limiter;
+use super::located::Located;
 use super::route::Doors;
+use super::servers::{Approach, Servers};
+use super::signers::Signers;
 use super::{Field, Limits, RouteSettings, ServerSettings};
 
 /// What all requests share.
 #[derive(Debug)]
 pub struct State {
-    /// The routes.
+    /// The routes, in the order of the configuration.
     pub routes: Vec<Arc<Route>>,
+    /// The same by their numbers, which stay when others come and go.
+    by_number: Vec<Option<Arc<Route>>>,
     /// Their doors.
     pub doors: Doors,
     /// Browser origins that the guard lets through.
     pub origins: Vec<String>,
     /// The limits.
     pub limits: Limits,
-    /// What held bodies take.
-    pub held: Arc<Budget>,
-    /// Callers' connections that are open.
-    pub connections: AtomicUsize,
     /// Our own listeners, which no route may lead to.
-    pub own: Vec<SocketAddr>,
-    /// True from the moment that the daemon is being stopped.
-    pub is_draining: AtomicBool,
+    pub own: Arc<[SocketAddr]>,
     /// What the access log says.
     pub access: Access,
+    /// What outlives this state.
+    pub lasting: Arc<Lasting>,
 }
 
 /// What is logged of a request.
@@ -57,26 +58,58 @@ pub enum Access {
 }
 
 impl State {
+    /// True once every route has been usable; it stays so.
+    #[must_use]
+    pub fn has_been_ready(&self) -> bool {
+        if self.lasting.has_been_ready.load(Ordering::Relaxed) {
+            return true;
+        }
+        let is_ready = self.routes.iter().all(|route| route.keeper.has_been_usable());
+        self.lasting.has_been_ready.store(is_ready, Ordering::Relaxed);
+        is_ready
+    }
+
+    /// The route of this number, if it is still there.
+    #[must_use]
+    pub fn route(&self, number: usize) -> Option<&Arc<Route>> {
+        self.by_number.get(number)?.as_ref()
+    }
+
+    /// The numbers of all endpoints.
+    pub fn endpoints(&self) -> impl Iterator<Item = u64> {
+        let servers = self.routes.iter().flat_map(|route| route.servers());
+        servers.flat_map(|servers| servers.all().iter().map(|endpoint| endpoint.number).collect::<Vec<_>>())
+    }
+
     /// Puts the prepared routes behind their doors.
     #[must_use]
     pub fn new(
         server: &ServerSettings,
-        routes: Vec<Route>,
+        routes: Vec<Arc<Route>>,
         limits: Limits,
         access: Access,
-        own: Vec<SocketAddr>,
+        own: Arc<[SocketAddr]>,
+        lasting: Arc<Lasting>,
     ) -> Self {
-        let names = routes.iter().map(|route| (route.name.as_str(), route.hosts.as_slice()));
+        let names = routes.iter().map(|route| (route.number, (route.name.as_str(), route.hosts.as_slice())));
+        let mut by_number = Vec::new();
+        for route in &routes {
+            if by_number.len() <= route.number {
+                by_number.resize(route.number + 1, None);
+            }
+            if let Some(place) = by_number.get_mut(route.number) {
+                *place = Some(Arc::clone(route));
+            }
+        }
         Self {
-            doors: Doors::new(&server.domains, names),
+            doors: Doors::numbered(&server.domains, names),
             origins: server.origins.clone(),
             limits,
-            held: Arc::default(),
-            connections: AtomicUsize::new(0),
             own,
-            is_draining: AtomicBool::new(false),
             access,
-            routes: routes.into_iter().map(Arc::new).collect(),
+            lasting,
+            by_number,
+            routes,
         }
     }
 }
@@ -85,10 +118,12 @@ impl State {
 pub struct Route {
     /// Its name.
     pub name: String,
+    /// Its number, the same for as long as there is a route of this name.
+    pub number: usize,
     /// The exact names that lead to it.
     pub hosts: Vec<super::route::Authority>,
     /// The servers that it leads to.
-    pub endpoints: Vec<Endpoint>,
+    pub located: Arc<Located>,
     /// What may pass.
     pub allow: Option<Vec<Rule>>,
     /// Who may call.
@@ -100,24 +135,23 @@ pub struct Route {
     /// How long to wait.
     pub timeouts: Timeouts,
     /// Its provider.
-    pub provider: Box<dyn Provider>,
+    pub provider: Arc<dyn Provider>,
     /// The name of its provider.
     pub provider_name: &'static str,
-    /// What its provider signs with.
-    pub credential: Credential,
-    /// Signs its requests.
-    pub signer: Arc<dyn Signer>,
-    /// How long its certificates are valid.
-    pub validities: Vec<tls::Validity>,
-}
-
-/// A server that a route leads to.
-#[derive(Debug)]
-pub struct Endpoint {
-    /// How to reach it.
-    pub target: Target,
-    /// What goes into `Host`.
-    pub authority: HeaderValue,
+    /// Keeps what its provider signs with.
+    pub keeper: Arc<Keeper>,
+    /// Sign its requests.
+    pub signers: Signers,
+    /// Keeps to the provider's limits, where there are any.
+    pub limiter: Option<Arc<Limiter>>,
+    /// After a renewal that did not help.
+    pub renewal: Rest,
+    /// After a renewal for a request that could not go again, so that nobody saw whether it helped.
+    pub unseen_renewal: Rest,
+    /// True if an upstream's clock is followed where it differs from ours.
+    pub follows_clock: bool,
+    /// How its servers are verified; `None` where it speaks no TLS.
+    pub verify: Option<Verify>,
 }
 
 impl fmt::Debug for Route {
@@ -127,47 +161,62 @@ impl fmt::Debug for Route {
 }
 
 impl Route {
+    /// The servers that it leads to now: one list, or one for each generation of a credential that says where it leads.
+    #[must_use]
+    pub fn servers(&self) -> Vec<Arc<Servers>> {
+        self.signers
+            .servers(|generation| self.keeper.holds(generation))
+            .into_iter()
+            .chain([self.located.now()])
+            .collect()
+    }
+
     /// Makes a route ready.
     ///
     /// # Errors
     /// Everything in it that cannot be used now: secrets that cannot be read, certificates that do not fit.
-    pub fn prepare(settings: RouteSettings, roots: &tls::Roots) -> Result<Self, Vec<Remark>> {
+    pub fn prepare(settings: RouteSettings, lasting: &Arc<Lasting>) -> Result<Self, Vec<Remark>> {
         let mut remarks = Vec::new();
         let mut found = |found: Vec<Remark>| remarks.extend(found);
-        let endpoints = endpoints(&settings, roots).map_err(&mut found).ok();
-        let credential = settings.provider.source().load().map_err(&mut found).ok();
+        let approach = Approach::of(&settings);
+        let located = lasting.located(&settings, &approach).map_err(&mut found).ok();
+        let keeper = lasting.keeper(&settings).map_err(&mut found).ok();
         let token = settings.callers.as_ref().and_then(|callers| callers.token.as_ref());
         let token = token.map(|token| token.reveal().map_err(|trouble| found(vec![trouble])).ok());
-        let signer = credential.as_ref().and_then(|credential| {
-            let place = settings.place;
-            let remark = |message| vec![Remark { place, message: format!("[routes.{}]: {message}", settings.name) }];
-            settings.provider.signer(credential).map_err(|message| found(remark(message))).ok()
-        });
-        let (Some((endpoints, validities)), Some(credential), Some(signer), true) =
-            (endpoints, credential, signer, remarks.is_empty())
-        else {
+        let (Some(located), Some(keeper), true) = (located, keeper, remarks.is_empty()) else {
             return Err(remarks);
         };
+        let limiter = lasting.limiter(&settings);
+        let is_secure =
+            settings.upstream.iter().any(|endpoint| endpoint.secure) || settings.registration.finds_upstream;
         let cleaner = Arc::new(cleaner(&settings));
         let concealed = concealed(&settings).map(Arc::new);
         let callers = settings.callers.map(|callers| Callers { settings: callers, token: token.flatten() });
         Ok(Self {
             cleaner,
+            number: lasting.number(&settings.name),
             name: settings.name,
             hosts: settings.hosts,
-            endpoints,
+            located,
             allow: settings.allow,
             callers,
             concealed,
             timeouts: settings.timeouts,
+            signers: Signers::new(Arc::clone(&settings.provider), approach, Arc::clone(lasting)),
             provider: settings.provider,
             provider_name: settings.registration.name,
-            credential,
-            signer,
-            validities,
+            keeper,
+            limiter,
+            renewal: Rest::new(RENEWAL_REST),
+            unseen_renewal: Rest::new(RENEWAL_REST),
+            follows_clock: settings.follows_clock,
+            verify: is_secure.then_some(settings.tls.verify),
         })
     }
 }
+
+/// How long after a renewal that did not help, as far as anybody saw, none is made for the same reason.
+const RENEWAL_REST: Duration = Duration::from_secs(60);
 
 fn cleaner(settings: &RouteSettings) -> Cleaner {
     let sets = settings.provider.sets();
@@ -186,50 +235,4 @@ fn concealed(settings: &RouteSettings) -> Option<Names> {
     let exposed = Names::new(settings.expose.iter().map(String::as_str));
     let mut concealed = settings.provider.conceals().iter().copied().filter(|name| !exposed.contains(name)).peekable();
     concealed.peek().is_some().then(|| Names::new(concealed))
-}
-
-fn endpoints(settings: &RouteSettings, roots: &tls::Roots) -> Result<(Vec<Endpoint>, Vec<tls::Validity>), Vec<Remark>> {
-    let is_secure = settings.upstream.iter().any(|endpoint| endpoint.secure);
-    let tls = is_secure.then(|| tls::client_config(&settings.tls, roots, settings.place)).transpose();
-    let passages: Result<Vec<_>, _> = settings.upstream.iter().map(|endpoint| passage(endpoint, settings)).collect();
-    let (tls, passages) = match (tls, passages) {
-        (Ok(tls), Ok(passages)) => (tls, passages),
-        (tls, passages) => {
-            return Err(tls.err().into_iter().flatten().chain(passages.err()).collect());
-        }
-    };
-    let (config, validities) = tls.unzip();
-    let http2 = config.as_deref().filter(|_| !settings.provider.is_http1_only()).map(tls::with_http2);
-    let unusable = |message: &str| vec![Remark { place: settings.place, message: message.to_owned() }];
-    let build = |(endpoint, passage): (&crate::upstream::Endpoint, Passage)| {
-        let name = match settings.tls.server_name.as_ref().unwrap_or(&endpoint.host) {
-            Host::Name(name) => {
-                ServerName::try_from(name.clone()).map_err(|_| unusable("the host is no TLS server name"))?
-            }
-            Host::Address(address) => ServerName::from(*address),
-        };
-        let (host, port) = settings.connect.clone().unwrap_or_else(|| (endpoint.host.clone(), endpoint.port));
-        let authority = HeaderValue::try_from(endpoint.authority()).map_err(|_| unusable("the host is not valid"))?;
-        let tls = config.as_ref().filter(|_| endpoint.secure);
-        let tls = tls.map(|config| Tls { http1: Arc::clone(config), http2: http2.clone(), name });
-        Ok(Endpoint { target: Target { endpoint: endpoint.clone(), host, port, passage, tls }, authority })
-    };
-    let endpoints: Result<_, Vec<Remark>> = settings.upstream.iter().zip(passages).map(build).collect();
-    Ok((endpoints?, validities.unwrap_or_default()))
-}
-
-/// How requests get to an endpoint. A proxy that is handed a request itself goes by its target, so that where something
-/// else is dialled only a tunnel leads there, as with curl's --connect-to.
-fn passage(endpoint: &crate::upstream::Endpoint, settings: &RouteSettings) -> Result<Passage, Remark> {
-    let dialled = settings.connect.clone().map(|(host, port)| crate::upstream::Endpoint { host, port, ..*endpoint });
-    let Some(proxy) = settings.proxy.for_endpoint(dialled.as_ref().unwrap_or(endpoint))? else {
-        return Ok(Passage::Direct);
-    };
-    if endpoint.secure || dialled.is_some() {
-        return Ok(Passage::Tunnel(proxy));
-    }
-    let authority = endpoint.authority().try_into();
-    let authority = authority
-        .map_err(|_| Remark { place: settings.place, message: "the host is not valid in a URL".to_owned() })?;
-    Ok(Passage::Forward(proxy, authority))
 }

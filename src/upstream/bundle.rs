@@ -64,7 +64,7 @@ impl Bundle {
             PrivateKeyDer::Sec1(_) => "EC PRIVATE KEY",
             _ => "PRIVATE KEY",
         };
-        pem::encode(label, self.key.secret_der()).into()
+        Zeroizing::new(pem::encode(label, self.key.secret_der())).as_str().into()
     }
 }
 
@@ -179,9 +179,9 @@ fn format(fields: &BTreeMap<&'static str, Zeroizing<String>>, identity: Identity
         let expected = if halves.is_empty() { of(identity).collect() } else { halves };
         let expected: Vec<_> = expected.into_iter().map(ToString::to_string).collect();
         let others = Identity::NAMES.iter().filter(|(_, other)| of(*other).any(|format| is_whole(&format)));
-        let others: Vec<_> = others.map(|(name, _)| format!("`identity = \"{name}\"`")).collect();
+        let others: Vec<_> = others.map(|(name, _)| format!("`{name}`")).collect();
         let other =
-            if others.is_empty() { String::new() } else { format!("; there is one for {}", others.join(" and ")) };
+            if others.is_empty() { String::new() } else { format!("; choose the identity {}", others.join(" or ")) };
         format!("no certificate with its key: expected {}{other}", expected.join(", or "))
     })
 }
@@ -201,8 +201,7 @@ fn read<T>(name: &str, text: &str, read: impl FnOnce(&[u8]) -> Result<T, &'stati
 
 /// Repairs what services are known to do to PEM, in this order.
 fn repair(text: &str) -> Zeroizing<String> {
-    let text = Zeroizing::new(decode(text).replace("\\n", "\n"));
-    let text = Zeroizing::new(text.replace("\r\n", "\n"));
+    let text = replace(&replace(&decode(text), "\\n", "\n"), "\r\n", "\n");
     let text = set_off_markers(&text);
     let mut repaired = Zeroizing::new(String::with_capacity(text.len() + 1));
     for line in text.split_terminator('\n') {
@@ -210,6 +209,15 @@ fn repair(text: &str) -> Zeroizing<String> {
         repaired.push('\n');
     }
     repaired
+}
+
+/// The same with something shorter in place of `old`. The library's own starts small, and leaves copies behind as it grows.
+fn replace(text: &str, old: &str, new: &str) -> Zeroizing<String> {
+    let mut replaced = Zeroizing::new(String::with_capacity(text.len()));
+    for (index, part) in text.split(old).enumerate() {
+        replaced.extend([if index > 0 { new } else { "" }, part]);
+    }
+    replaced
 }
 
 /// What is behind base64, where that is PEM and the text itself is not.
@@ -429,7 +437,7 @@ mod tests {
             ),
             (
                 json!({ "target_data_cert": cert, "target_data_private_key": key }),
-                "; there is one for `identity = \"target_data\"`".to_owned(),
+                "; choose the identity `target_data`".to_owned(),
             ),
             (json!({ "body": { "cert": cert, "key": key } }), "no certificate with its key: expected".to_owned()),
             (json!(["hunter2"]), "expected an object in JSON".to_owned()),

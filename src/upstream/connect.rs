@@ -21,7 +21,7 @@ use tokio_rustls::client::TlsStream;
 use super::flow::{self, Flow};
 use super::outbound::{Passage, ProxyServer};
 use super::silence::Silence;
-use super::{Endpoint, Host, Timeouts, tls, tunnel};
+use super::{Endpoint, Host, Timeouts, diagnosis, tls, tunnel};
 
 /// Everything that is needed to reach an endpoint.
 #[derive(Clone, Debug)]
@@ -58,6 +58,14 @@ pub enum Offer {
     Any,
 }
 
+impl Target {
+    /// True if it would be shown a client certificate.
+    #[must_use]
+    pub fn shows_certificate(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.http1.client_auth_cert_resolver.has_certs())
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.endpoint.fmt(f)?;
@@ -84,6 +92,46 @@ pub enum Trouble {
     NoTunnel(String),
     /// One of these, between us and the outbound proxy.
     Proxy(Arc<ProxyServer>, Box<Self>),
+}
+
+impl Trouble {
+    /// True if the certificates of both sides do not fit together, as [`diagnosis::is_of_identity`] tells.
+    #[must_use]
+    pub fn is_of_identity(&self) -> bool {
+        matches!(self, Self::Tls(error) if diagnosis::is_of_identity(error))
+    }
+
+    /// What stood in the way to a target, in words. `setting` is what leads there, `patience` how long reaching it may take.
+    #[must_use]
+    pub fn describe(&self, target: &Target, setting: &str, patience: &str) -> String {
+        self.of(&target.to_string(), setting, patience, target)
+    }
+
+    fn of(&self, server: &str, setting: &str, patience: &str, target: &Target) -> String {
+        match self {
+            Self::Unresolved(error) => {
+                format!("the name of {server} leads to no address ({error}): correct {setting}")
+            }
+            Self::Ourselves(address) => {
+                format!("{server} leads to {address}, one of countersign's own listeners: correct {setting}")
+            }
+            Self::Refused(address, error) => format!("{server} cannot be reached at {address}: {error}"),
+            Self::Tls(error) => {
+                let mut message =
+                    format!("TLS with {server} failed: {}", diagnosis::describe(error, target.shows_certificate()));
+                if target.passage.proxy().is_some() && diagnosis::is_of_unknown_issuer(error) {
+                    message += "; if the proxy inspects TLS, name its CA in `server.extra_ca`, or in `tls.ca` if the route has one";
+                }
+                message
+            }
+            Self::Broken(error) => format!("{server}: the connection broke at once: {error}"),
+            Self::Proxy(proxy, trouble) => {
+                trouble.of(&format!("the outbound proxy {proxy}"), &proxy.named_in, patience, target)
+            }
+            Self::NoTunnel(message) => message.clone(),
+            Self::TimedOut(step) => format!("{server}: {step} took longer than {patience}"),
+        }
+    }
 }
 
 /// A connection to an upstream, which does not wait for ever for it to read.

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use crate::canonical::time;
 use crate::clock::Timestamp;
 
+use super::tls::FETCHED;
 use super::x509::{self, Certificate, Name};
 
 /// What a server showed, and to whom.
@@ -38,6 +39,7 @@ pub(super) struct Shown<'a> {
 pub(super) struct Refusal {
     message: String,
     is_of_unknown_issuer: bool,
+    is_of_another_ca: bool,
 }
 
 impl fmt::Display for Refusal {
@@ -50,7 +52,7 @@ impl std::error::Error for Refusal {}
 
 impl Refusal {
     fn new(message: String) -> Self {
-        Self { message, is_of_unknown_issuer: false }
+        Self { message, is_of_unknown_issuer: false, is_of_another_ca: false }
     }
 
     /// The server's key is none of the route's pins.
@@ -120,7 +122,10 @@ impl Refusal {
             }
             _ => case.other(error),
         };
-        Self { message, is_of_unknown_issuer: *wrong == CertificateError::UnknownIssuer }
+        let is_of_unknown_issuer = *wrong == CertificateError::UnknownIssuer;
+        // One of the same name was made anew.
+        let is_of_another_ca = is_of_unknown_issuer || *wrong == CertificateError::BadSignature;
+        Self { message, is_of_unknown_issuer, is_of_another_ca }
     }
 }
 
@@ -256,11 +261,19 @@ impl Case<'_> {
     }
 
     fn origin(&self) -> String {
-        self.named_by.map_or_else(|| "this system's roots".to_owned(), |key| format!("`{key}`"))
+        match self.named_by {
+            None => "this system's roots".to_owned(),
+            Some(FETCHED) => FETCHED.to_owned(),
+            Some(key) => format!("`{key}`"),
+        }
     }
 
     fn right_ca(&self) -> &'static str {
-        if self.named_by == Some("tls.bundle") { "fetch the bundle anew" } else { "name it in `tls.ca`" }
+        match self.named_by {
+            Some("tls.bundle") => "fetch the bundle anew",
+            Some(FETCHED) => "see that the service hands out that one",
+            _ => "name it in `tls.ca`",
+        }
     }
 
     fn ca_only(&self) -> &'static str {
@@ -290,6 +303,21 @@ impl fmt::Display for Name {
 pub fn is_of_unknown_issuer(error: &io::Error) -> bool {
     let refusal = cause(error).and_then(as_refusal);
     refusal.is_some_and(|refusal| refusal.is_of_unknown_issuer)
+}
+
+/// True if who we are there may have changed, or whom we are to trust: the server refuses our certificate, or shows one of a
+/// CA that is not ours. What merely broke says neither.
+#[must_use]
+pub fn is_of_identity(error: &io::Error) -> bool {
+    use AlertDescription as Alert;
+    match cause(error) {
+        Some(rustls::Error::AlertReceived(alert)) => matches!(
+            alert,
+            Alert::BadCertificate | Alert::CertificateRevoked | Alert::UnknownCA | Alert::CertificateExpired
+        ),
+        Some(error) => as_refusal(error).is_some_and(|refusal| refusal.is_of_another_ca),
+        None => false,
+    }
 }
 
 /// What went wrong in a handshake, or after it in TLS's own words, and which setting would help. `shows_certificate` tells

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
+use rustls_pki_types::ServerName;
+
 /// A host as an authority names it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Host {
@@ -41,6 +43,15 @@ impl Host {
             return Err("expected a host name or an address");
         }
         Ok(Self::Name(name.to_ascii_lowercase()))
+    }
+
+    /// What it is called in TLS, if it can be.
+    #[must_use]
+    pub fn to_server_name(&self) -> Option<ServerName<'static>> {
+        match self {
+            Self::Name(name) => ServerName::try_from(name.clone()).ok(),
+            Self::Address(address) => Some(ServerName::from(*address)),
+        }
     }
 }
 

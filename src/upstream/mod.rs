@@ -1,8 +1,10 @@
 //! The servers that are called: endpoints, proxies on the way there, TLS identities and their verification, pools, timeouts.
 
+pub mod ask;
 pub mod bundle;
 pub mod connect;
 pub mod diagnosis;
+pub mod directory;
 mod endpoint;
 pub mod flow;
 pub mod http2;

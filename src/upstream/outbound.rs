@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use http::header::PROXY_AUTHORIZATION;
+use bytes::Bytes;
+use http::header::{PROXY_AUTHENTICATE, PROXY_AUTHORIZATION};
 use http::uri::{Authority, Scheme};
-use http::{HeaderValue, Request, Uri};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 use secrecy::zeroize::Zeroizing;
+use sha2::{Digest, Sha256};
 
 use crate::settings::{Place, Remark};
 
@@ -39,6 +41,16 @@ pub enum Outbound {
 }
 
 impl Outbound {
+    /// What distinguishes it from others; a password goes into it as a digest.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        match self {
+            Self::Direct => "direct".to_owned(),
+            Self::Proxy(proxy) => proxy.identity(),
+            Self::Environment { .. } => "env".to_owned(),
+        }
+    }
+
     /// The proxy through which a server is reached; `None` is straight. `dialled` is what is connected to in the end, be
     /// it an upstream, what its route says instead, or a service that hands out credentials.
     ///
@@ -49,6 +61,21 @@ impl Outbound {
     /// The variable that would decide cannot be used; never its value.
     pub fn for_endpoint(&self, dialled: &Endpoint) -> Result<Option<Arc<ProxyServer>>, Remark> {
         self.choose(dialled, |name| std::env::var_os(name))
+    }
+
+    /// How requests get to an endpoint, where `dialled` stands for another server that is connected to in its place. A
+    /// proxy that is handed a request itself goes by its target, so that there only a tunnel leads on, as with curl's
+    /// --connect-to.
+    ///
+    /// # Errors
+    /// The variable that would decide cannot be used; never its value.
+    pub fn passage(&self, endpoint: &Endpoint, dialled: Option<&Endpoint>) -> Result<Passage, Remark> {
+        let Some(proxy) = self.for_endpoint(dialled.unwrap_or(endpoint))? else { return Ok(Passage::Direct) };
+        if endpoint.secure || dialled.is_some() {
+            return Ok(Passage::Tunnel(proxy));
+        }
+        let unfit = |_| Remark { place: Place::default(), message: format!("{endpoint} is not valid in a URL") };
+        Ok(Passage::Forward(proxy, endpoint.authority().try_into().map_err(unfit)?))
     }
 
     /// True if even what is sent to this machine would leave it.
@@ -136,6 +163,14 @@ impl fmt::Display for ProxyServer {
     }
 }
 
+impl ProxyServer {
+    /// What distinguishes it from others, without a secret.
+    fn identity(&self) -> String {
+        let shown = self.authorization.as_ref().map(|value| hex::encode(Sha256::digest(value.as_bytes())));
+        format!("{self} {}", shown.unwrap_or_default())
+    }
+}
+
 /// How requests get to a server.
 #[derive(Clone, Debug, Default)]
 pub enum Passage {
@@ -156,6 +191,27 @@ impl Passage {
             Self::Direct => None,
             Self::Tunnel(proxy) | Self::Forward(proxy, _) => Some(proxy),
         }
+    }
+
+    /// What distinguishes it from others, without a secret.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        let way = match self {
+            Self::Direct => "direct",
+            Self::Tunnel(_) => "tunnel",
+            Self::Forward(..) => "forward",
+        };
+        self.proxy().map_or_else(|| way.to_owned(), |proxy| format!("{way} {}", proxy.identity()))
+    }
+
+    /// What a proxy says that forwards requests, and never an upstream: it wants to be shown who asks (RFC 9110, section
+    /// 15.5.8), and what to do about it.
+    #[must_use]
+    pub fn denial<B>(&self, response: &Response<B>) -> Option<String> {
+        let Self::Forward(proxy, _) = self else { return None };
+        let challenges = response.headers().get_all(PROXY_AUTHENTICATE).iter().map(HeaderValue::as_bytes);
+        let is_denied = response.status() == StatusCode::PROXY_AUTHENTICATION_REQUIRED;
+        is_denied.then(|| proxy.denial(challenges))
     }
 
     /// Gives a signed request the form in which a proxy takes it: the target absolute (RFC 9112, section 3.2.2), and the
@@ -190,8 +246,9 @@ fn basic(user_info: &str) -> Result<HeaderValue, &'static str> {
         return Err("expected no colon in the user, and no control characters in user and password");
     }
     let pair = Zeroizing::new([user.as_slice(), b":", &password].concat());
-    let encoded = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_slice())));
-    let mut value = HeaderValue::from_str(&encoded).map_err(|_| expected)?;
+    let encoded = Zeroizing::new(STANDARD.encode(pair.as_slice()));
+    let octets = Zeroizing::new(["Basic ", &encoded].concat().into_bytes());
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(octets)).map_err(|_| expected)?;
     value.set_sensitive(true);
     Ok(value)
 }

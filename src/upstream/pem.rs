@@ -1,6 +1,7 @@
 //! Certificates and private keys in PEM (RFC 7468), and whether they belong together.
 
 use std::fmt;
+use std::io::{self, Read};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -67,6 +68,20 @@ pub fn certified_key(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'st
     }
 }
 
+/// All of a source that may hold a private key.
+///
+/// # Errors
+/// It cannot be read, or is larger than anything of that kind.
+pub fn read_all(source: impl Read) -> io::Result<Zeroizing<Vec<u8>>> {
+    // Room for all that is usual at once: what grows leaves copies behind, and it may be a key.
+    let mut content = Zeroizing::new(Vec::with_capacity(32 << 10));
+    source.take(MOST + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MOST {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {MOST} octets")));
+    }
+    Ok(content)
+}
+
 /// Writes a section under a label such as `CERTIFICATE`.
 #[must_use]
 pub fn encode(label: &str, der: &[u8]) -> String {
@@ -83,6 +98,9 @@ pub fn encode(label: &str, der: &[u8]) -> String {
     text.extend(["\n-----END ", label, "-----\n"]);
     text
 }
+
+/// What a file may hold: a system's whole store of roots is a quarter of a mebibyte.
+const MOST: u64 = 4 << 20;
 
 /// Characters a line (RFC 7468, section 2).
 const WIDTH: usize = 64;

@@ -25,14 +25,10 @@ use super::http2::{Place, Shared};
 /// cost; a connection that waits costs some kilobytes.
 const MOST_IDLE: usize = 1024;
 
-/// What a pooled connection leads to: a route's endpoint. Connections of different identities never share a key.
+/// What a pooled connection leads to: the number of a route's endpoint. One that is reached in another way than before, or
+/// with another identity, has another number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// The route.
-    pub route: usize,
-    /// The endpoint among the route's.
-    pub endpoint: usize,
-}
+pub struct Key(pub u64);
 
 /// A thread's connections that can take a request, and what it knows of where they lead.
 pub struct Pool<B> {
@@ -128,6 +124,11 @@ impl<B> Pool<B> {
             slot.shared.retain(|shared| !shared.is_over(now));
         }
         slots.retain(|_, slot| slot.speaks.is_some() || !slot.idle.is_empty());
+    }
+
+    /// Keeps nothing of the endpoints that are not there any more: idle connections end, busy ones when they have done.
+    pub fn retain(&self, is_there: impl Fn(Key) -> bool) {
+        self.slots.borrow_mut().retain(|key, _| is_there(*key));
     }
 
     /// The shared connection that is being opened, or the place of the next one.
@@ -410,7 +411,7 @@ mod tests {
     use super::*;
     use crate::clock::Timestamp;
 
-    const KEY: Key = Key { route: 0, endpoint: 0 };
+    const KEY: Key = Key(0);
 
     /// Puts a connection into a pool; its other end.
     async fn fill(pool: &Rc<Pool<Empty<Bytes>>>, key: Key, patience: Option<Duration>) -> DuplexStream {
@@ -433,7 +434,7 @@ mod tests {
     async fn a_machine_that_slept_trusts_no_connection() {
         let clock = Clock::fixed(Timestamp(0));
         let pool = Rc::new(Pool::new(clock.clone()));
-        let other = Key { route: 1, ..KEY };
+        let other = Key(1);
         let _ends = [fill(&pool, KEY, None).await, fill(&pool, KEY, None).await, fill(&pool, other, None).await];
         assert!(take(&pool, KEY).is_some_and(|connection| connection.is_reused));
         clock.set(Timestamp(3_600_000));

@@ -1,25 +1,27 @@
 //! TLS towards an upstream: trust anchors, client identity, how the server's certificate is verified.
 
 use std::fmt::Display;
-use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use rustls::crypto::CryptoProvider;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::CertificateDer;
-use secrecy::zeroize::Zeroizing;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
 
 use crate::canonical::time;
 use crate::clock::Timestamp;
 use crate::settings::{Place, Remark};
+use crate::watch;
 
+use super::Host;
+use super::bundle::{self, Bundle};
 use super::diagnosis::{DAY, in_days};
 use super::pem::{self, Misfit};
 use super::verify::Verifier;
 use super::x509::Certificate;
-use super::{Host, bundle};
 
 /// A route's `tls` table.
 #[derive(Clone, Debug, Default)]
@@ -51,6 +53,11 @@ pub enum ClientIdentity {
         /// Which of its identities.
         identity: bundle::Identity,
     },
+    /// Such a reply as it was fetched, which is in memory alone.
+    Fetched {
+        /// The reply.
+        reply: SecretString,
+    },
 }
 
 /// A file named in the configuration, and where.
@@ -62,31 +69,79 @@ pub struct FileRef {
     pub place: Place,
 }
 
+impl Settings {
+    /// The files that it names.
+    pub fn files(&self) -> impl Iterator<Item = &FileRef> {
+        let identity = match &self.identity {
+            None | Some(ClientIdentity::Fetched { .. }) => [None, None],
+            Some(ClientIdentity::Files { cert, key }) => [Some(cert), Some(key)],
+            Some(ClientIdentity::Bundle { reply, .. }) => [Some(reply), None],
+        };
+        self.ca.iter().chain(identity.into_iter().flatten())
+    }
+
+    /// What distinguishes it from others, what the files hold included.
+    #[must_use]
+    pub fn identity(&self, roots: &Roots) -> String {
+        let which = match &self.identity {
+            Some(ClientIdentity::Bundle { identity, .. }) => format!("{identity:?}"),
+            Some(ClientIdentity::Fetched { reply }) => hex::encode(Sha256::digest(reply.expose_secret())),
+            _ => String::new(),
+        };
+        let Self { verify, server_name, ca, .. } = self;
+        let prints: Vec<_> = self.files().chain(&roots.extra).map(FileRef::print).collect();
+        format!("{verify:?} {server_name:?} {which} {} {prints:?}", ca.is_some())
+    }
+}
+
 impl FileRef {
+    /// Its path, and a digest of what it holds now.
+    fn print(&self) -> (&Path, Option<[u8; 32]>) {
+        (&self.path, watch::digest(&self.path))
+    }
+
     /// What `read` makes of the file's content; `key` is what names it.
     fn open<T, E: Display>(&self, key: &str, read: impl FnOnce(&[u8]) -> Result<T, E>) -> Result<T, Remark> {
         let shown = self.path.display();
         let cannot = |error| Remark { place: self.place, message: format!("`{key}`: cannot read {shown}: {error}") };
-        // Room for all that is usual at once: what grows leaves copies behind, and it may be a key.
-        let mut content = Zeroizing::new(Vec::with_capacity(32 << 10));
-        let file = std::fs::File::open(&self.path).map_err(cannot)?;
-        file.take(MOST + 1).read_to_end(&mut content).map_err(cannot)?;
-        if content.len() as u64 > MOST {
-            return Err(self.remark(key, format!("larger than {MOST} octets")));
-        }
+        let content = std::fs::File::open(&self.path).and_then(pem::read_all).map_err(cannot)?;
         read(&content).map_err(|trouble| self.remark(key, trouble))
     }
 
-    /// Makes trust anchors of the file's certificates.
-    fn trust(&self, key: &'static str, certificates: &[CertificateDer<'static>]) -> Result<Authorities, Remark> {
-        let mut anchors = RootCertStore::empty();
-        pem::trust(certificates, &mut anchors).map_err(|trouble| self.remark(key, trouble))?;
-        let validity = Validity::of_anchors(self, key, certificates);
-        Ok(Authorities { anchors: Arc::new(anchors), key, validity })
+    /// What words about it begin with.
+    fn called(&self, key: &str) -> Called {
+        Called { place: self.place, key: format!("`{key}`: "), what: self.path.display().to_string() }
     }
 
     fn remark(&self, key: &str, trouble: impl Display) -> Remark {
-        Remark { place: self.place, message: format!("`{key}`: {}: {trouble}", self.path.display()) }
+        self.called(key).remark(trouble)
+    }
+}
+
+/// What people call that which holds certificates, and where the configuration names it.
+struct Called {
+    place: Place,
+    /// The key with its colon, if the configuration names it.
+    key: String,
+    what: String,
+}
+
+impl Called {
+    /// What was fetched for a route, which the configuration does not name.
+    fn fetched() -> Self {
+        Self { place: Place::default(), key: String::new(), what: FETCHED.to_owned() }
+    }
+
+    /// Makes trust anchors of its certificates.
+    fn trust(&self, key: &'static str, certificates: &[CertificateDer<'static>]) -> Result<Authorities, Remark> {
+        let mut anchors = RootCertStore::empty();
+        pem::trust(certificates, &mut anchors).map_err(|trouble| self.remark(trouble))?;
+        let validity = Validity::of_anchors(self, certificates);
+        Ok(Authorities { anchors: Arc::new(anchors), key, validity })
+    }
+
+    fn remark(&self, trouble: impl Display) -> Remark {
+        Remark { place: self.place, message: format!("{}{}: {trouble}", self.key, self.what) }
     }
 }
 
@@ -104,6 +159,19 @@ pub enum Verify {
     Nothing,
 }
 
+impl Verify {
+    /// What the configuration calls it.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::CaOnly => "ca-only",
+            Self::Pin(_) => "pin",
+            Self::Nothing => "none",
+        }
+    }
+}
+
 /// The roots of this machine and those beside them, read at the first need.
 #[derive(Debug, Default)]
 pub struct Roots {
@@ -116,6 +184,12 @@ impl Roots {
     #[must_use]
     pub fn new(extra: Vec<FileRef>) -> Self {
         Self { extra, read: OnceLock::new() }
+    }
+
+    /// The files beside the system's own.
+    #[must_use]
+    pub fn files(&self) -> &[FileRef] {
+        &self.extra
     }
 
     /// The system's roots and the files beside them, read at the first call.
@@ -161,7 +235,8 @@ pub fn client_config(
     place: Place,
 ) -> Result<(Arc<ClientConfig>, Vec<Validity>), Vec<Remark>> {
     let identity = settings.identity.as_ref().map(ClientIdentity::open).transpose();
-    let ca = settings.ca.as_ref().map(|file| file.open(CA, pem::certificates).and_then(|ca| file.trust(CA, &ca)));
+    let ca =
+        settings.ca.as_ref().map(|file| file.open(CA, pem::certificates).and_then(|ca| file.called(CA).trust(CA, &ca)));
     let (identity, ca) = match (identity, ca.transpose()) {
         (Ok(identity), Ok(ca)) => (identity, ca),
         (identity, ca) => return Err(identity.err().into_iter().flatten().chain(ca.err()).collect()),
@@ -223,6 +298,14 @@ struct Opened {
     ca: Option<Authorities>,
 }
 
+impl Opened {
+    fn of_bundle(found: Bundle, called: &Called, key: &'static str) -> Result<Self, Vec<Remark>> {
+        let ca = (!found.ca.is_empty()).then(|| called.trust(key, &found.ca)).transpose();
+        let validity = Validity::of_chain(called, &found.identity.cert);
+        Ok(Self { key: found.identity, validity, ca: ca.map_err(|remark| vec![remark])? })
+    }
+}
+
 /// Trust anchors of a route's own.
 struct Authorities {
     anchors: Arc<RootCertStore>,
@@ -240,7 +323,7 @@ impl ClientIdentity {
                     (Ok(chain), Ok(secret)) => (chain, secret),
                     (chain, secret) => return Err(chain.err().into_iter().chain(secret.err()).collect()),
                 };
-                let validity = Validity::of_chain(cert, CERT, &chain);
+                let validity = Validity::of_chain(&cert.called(CERT), &chain);
                 let key = pem::certified_key(chain, secret).map_err(|misfit| match misfit {
                     Misfit::NoCertificate => vec![cert.remark(CERT, misfit)],
                     Misfit::UnknownKey | Misfit::AnothersKey => vec![key.remark(KEY, misfit)],
@@ -249,10 +332,12 @@ impl ClientIdentity {
             }
             Self::Bundle { reply, identity } => {
                 let found = reply.open(BUNDLE, |content| bundle::unpack(content, *identity));
-                let found = found.map_err(|remark| vec![remark])?;
-                let trusted = (!found.ca.is_empty()).then(|| reply.trust(BUNDLE, &found.ca)).transpose();
-                let validity = Validity::of_chain(reply, BUNDLE, &found.identity.cert);
-                Ok(Opened { key: found.identity, validity, ca: trusted.map_err(|remark| vec![remark])? })
+                Opened::of_bundle(found.map_err(|remark| vec![remark])?, &reply.called(BUNDLE), BUNDLE)
+            }
+            Self::Fetched { reply } => {
+                let called = Called::fetched();
+                let found = bundle::unpack(reply.expose_secret().as_bytes(), bundle::Identity::Source);
+                Opened::of_bundle(found.map_err(|trouble| vec![called.remark(trouble)])?, &called, FETCHED)
             }
         }
     }
@@ -273,25 +358,31 @@ pub struct Validity {
 
 impl Validity {
     /// A chain is valid while all of it is.
-    fn of_chain(file: &FileRef, key: &str, chain: &[CertificateDer<'_>]) -> Self {
+    fn of_chain(called: &Called, chain: &[CertificateDer<'_>]) -> Self {
         let parsed = || chain.iter().filter_map(|certificate| Certificate::parse(certificate));
         let from = parsed().map(|certificate| certificate.not_before).max();
         let until = parsed().map(|certificate| certificate.not_after).min();
-        Self::new(file, key, "", from.zip(until))
+        Self::new(called, "", from.zip(until))
     }
 
     /// Trust anchors are good while one of them is: beside an old one its successor often stands already.
-    fn of_anchors(file: &FileRef, key: &str, anchors: &[CertificateDer<'_>]) -> Self {
+    fn of_anchors(called: &Called, anchors: &[CertificateDer<'_>]) -> Self {
         let parsed = || anchors.iter().filter_map(|certificate| Certificate::parse(certificate));
         let from = parsed().map(|certificate| certificate.not_before).min();
         let until = parsed().map(|certificate| certificate.not_after).max();
-        Self::new(file, key, "the CA of ", from.zip(until))
+        Self::new(called, "the CA of ", from.zip(until))
     }
 
-    fn new(file: &FileRef, key: &str, part: &str, span: Option<(Timestamp, Timestamp)>) -> Self {
-        let what = format!("`{key}`: {part}{}", file.path.display());
+    fn new(called: &Called, part: &str, span: Option<(Timestamp, Timestamp)>) -> Self {
+        let what = format!("{}{part}{}", called.key, called.what);
         let (from, until) = span.unwrap_or((Timestamp(i64::MIN), Timestamp(i64::MAX)));
-        Self { place: file.place, what, from, until }
+        Self { place: called.place, what, from, until }
+    }
+
+    /// That it has expired, if it has.
+    #[must_use]
+    pub fn expired(&self, now: Timestamp) -> Option<Remark> {
+        if self.until < now { self.remark(now) } else { None }
     }
 
     /// What its owner should know of it at this time, if anything: that it ends within a month, or has ended, or has not begun.
@@ -323,16 +414,14 @@ const CERT: &str = "tls.cert";
 const KEY: &str = "tls.key";
 const BUNDLE: &str = "tls.bundle";
 
+/// What is said of certificates that no key names.
+pub(super) const FETCHED: &str = "the fetched certificates";
+
 /// How long before its end something is warned about, in milliseconds.
 const AHEAD: i64 = 30 * DAY;
 
-/// What a file may hold: a system's whole store of roots is a quarter of a mebibyte.
-const MOST: u64 = 4 << 20;
-
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]

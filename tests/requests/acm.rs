@@ -25,7 +25,7 @@ fn server() -> (Scene, String) {
     let site = Site {
         name: "acm",
         transport: Transport::Plain,
-        scheme: Box::new(Acm { keys: vec![lasting, temporary], charset: encoding_rs::GBK }),
+        scheme: Box::new(Acm { keys: vec![lasting, temporary].into(), charset: encoding_rs::GBK }),
         service: Service::Echo,
     };
     let address = scene.runtime.block_on(scene.stage.upstream.listen(site)).unwrap();

@@ -124,7 +124,7 @@ fn temporary_keys_bring_their_token() {
     let site = Site {
         name: "temporary",
         transport: Transport::Plain,
-        scheme: Box::new(countersign::demo::verify::Bce { keys: vec![key] }),
+        scheme: Box::new(countersign::demo::verify::Bce { keys: vec![key].into() }),
         service: Service::Echo,
     };
     let mut scene = scene;

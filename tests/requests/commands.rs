@@ -1,53 +1,16 @@
 //! What the commands print, and how they end.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use secrecy::ExposeSecret;
 
-use crate::daemon::{Daemon, PATIENCE, write_configuration};
+use crate::daemon::{Daemon, Ended, run, write_configuration};
 use crate::scene::{Scene, ask};
-
-/// How a command ended, and what it printed.
-#[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-/// Runs the binary to its end, in a folder of its own and without a configuration anywhere.
-fn run(folder: &Path, arguments: &[&str], adjust: impl FnOnce(&mut Command)) -> Ended {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
-    command.args(arguments).current_dir(folder).env_clear().env("PATH", env!("PATH")).env("HOME", folder);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    adjust(&mut command);
-    let mut child = command.spawn().unwrap();
-    let read = |mut stream: Box<dyn Read + Send>| {
-        std::thread::spawn(move || {
-            let mut text = String::new();
-            stream.read_to_string(&mut text).unwrap();
-            text
-        })
-    };
-    let (out, err) = (read(Box::new(child.stdout.take().unwrap())), read(Box::new(child.stderr.take().unwrap())));
-    let began = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if began.elapsed() > PATIENCE {
-            child.kill().unwrap();
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
-    Ended { code: status.code(), out: out.join().unwrap(), err: err.join().unwrap() }
-}
 
 /// Runs a command on a configuration of its own.
 fn run_with(command: &str, configuration: &str) -> (tempfile::TempDir, Ended) {
@@ -281,6 +244,43 @@ fn check_says_a_line_a_route_and_warns_aside() {
     let warning = format!("warning: {}:", file.display());
     assert!(ended.err.starts_with(&warning) && ended.err.contains("does not encrypt"), "{ended:?}");
     assert_eq!(ended.err.lines().count(), 1, "{ended:?}");
+}
+
+#[test]
+fn a_live_check_reaches_every_server_and_says_what_stands_in_the_way() {
+    let scene = Scene::new();
+    let folder = scene.folder();
+    let ours = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let good = scene.all("");
+    let check = |text: &str| {
+        let file = write_configuration(folder.path(), &format!("server.listen = [\"{ours}\"]\n{text}"));
+        run(folder.path(), &["check", "--live", "-c", file.to_str().unwrap()], |_| {})
+    };
+    let ended = check(&good);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    for (name, address) in
+        [("cert", scene.stage.certificates), ("echo", scene.stage.echo), ("cluster", scene.stage.cluster)]
+    {
+        assert!(ended.out.lines().any(|line| line.starts_with(name) && line.ends_with(": ok")), "{}", ended.out);
+        let answers =
+            |line: &str| line.starts_with("  good  http") && line.contains(&format!("{address}: answers after"));
+        assert!(ended.out.lines().any(answers), "{name}: {}", ended.out);
+    }
+    assert!(ended.out.contains("its clock agrees with this machine's"), "{}", ended.out);
+    assert!(!ended.out.contains(scene.stage.access_key.secret_key.expose_secret()));
+
+    let troubles = [
+        (scene.bce_to(&gone.to_string(), "gone", ""), "cannot be reached"),
+        (scene.bce_to(&ours.to_string(), "round", ""), "one of countersign's own listeners"),
+        (scene.header("stranger", "").replace("ca = \"ca.pem\"", "server_name = \"elsewhere.test\""), "TLS with"),
+    ];
+    for (route, trouble) in &troubles {
+        let ended = check(&format!("{good}{route}"));
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        let lines: Vec<_> = ended.out.lines().filter(|line| line.starts_with("  BAD ")).collect();
+        assert!(matches!(lines.as_slice(), [line] if line.contains(trouble)), "{trouble}: {}", ended.out);
+    }
 }
 
 #[test]

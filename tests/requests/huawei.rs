@@ -29,7 +29,7 @@ fn signing(scene: &mut Scene, name: &str, keys: &str, token: Option<&str>, deriv
     let site = Site {
         name: "gateway",
         transport: Transport::Plain,
-        scheme: Box::new(SdkHmac { keys: vec![key], derived }),
+        scheme: Box::new(SdkHmac { keys: vec![key].into(), derived }),
         service: Service::Echo,
     };
     let address = scene.runtime.block_on(scene.stage.upstream.listen(site)).unwrap();

@@ -164,3 +164,39 @@ pub fn write_configuration(folder: &Path, configuration: &str) -> PathBuf {
     file.write_all(configuration.replace("DIR", folder.to_str().unwrap()).as_bytes()).unwrap();
     path
 }
+
+/// How a command ended, and what it printed.
+#[derive(Debug)]
+pub struct Ended {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+/// Runs the binary to its end, in a folder of its own and without a configuration anywhere.
+pub fn run(folder: &Path, arguments: &[&str], adjust: impl FnOnce(&mut Command)) -> Ended {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
+    command.args(arguments).current_dir(folder).env_clear().env("PATH", env!("PATH")).env("HOME", folder);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    adjust(&mut command);
+    let mut child = command.spawn().unwrap();
+    let read = |mut stream: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        })
+    };
+    let (out, err) = (read(Box::new(child.stdout.take().unwrap())), read(Box::new(child.stderr.take().unwrap())));
+    let began = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if began.elapsed() > PATIENCE {
+            child.kill().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    Ended { code: status.code(), out: out.join().unwrap(), err: err.join().unwrap() }
+}

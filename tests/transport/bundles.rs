@@ -115,12 +115,12 @@ fn a_reply_that_makes_no_identity_is_told_where_it_is_named_and_why() {
             "18: `tls.bundle`: others.json: `key`: not the key of the certificate: its public half is another",
         ),
         ("bundle = \"text.json\"", "18: `tls.bundle`: text.json: not well-formed JSON at line 1, column 1"),
-        ("bundle = \"large.json\"", "18: `tls.bundle`: large.json: larger than 4194304 octets"),
+        ("bundle = \"large.json\"", "18: `tls.bundle`: cannot read large.json: larger than 4194304 octets"),
         ("bundle = \"none.json\"", "18: `tls.bundle`: cannot read none.json: No such file or directory (os error 2)"),
         (
             "bundle = \"whole.json\", identity = \"target_data\"",
             "18: `tls.bundle`: whole.json: no certificate with its key: expected `target_data_cert` with \
-             `target_data_private_key`; there is one for `identity = \"source\"`",
+             `target_data_private_key`; choose the identity `source`",
         ),
         (
             "cert = \"cert.pem\", key = \"others.pem\"",

@@ -203,7 +203,7 @@ fn a_request_is_carried_as_it_was_signed() {
                 client: None,
                 time: Timestamp(jiff::Timestamp::now().as_millisecond()),
             };
-            let verdict = Bce { keys: vec![key] }.verify(&received).map_err(|refusal| refusal.message);
+            let verdict = Bce { keys: vec![key].into() }.verify(&received).map_err(|refusal| refusal.message);
             heard.send((verdict, authority.to_owned(), seen, body)).unwrap();
             yes(respond)
         }

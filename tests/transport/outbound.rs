@@ -194,7 +194,7 @@ fn verify(head: &str, scheme: &dyn Scheme) -> Result<String, String> {
 #[test]
 fn a_signature_is_good_behind_a_proxy() {
     let key = AccessKey { access_key: "the-key".to_owned(), secret_key: "the-secret".into(), security_token: None };
-    let scheme = Bce { keys: vec![key] };
+    let scheme = Bce { keys: vec![key].into() };
     let proxy = Upstream::start(move |mut conn| {
         while let Some(head) = conn.head() {
             conn.ok(verify(&head, &scheme).unwrap_or_else(|message| format!("refused: {message}")));

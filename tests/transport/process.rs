@@ -1,8 +1,11 @@
 //! The process: signals, draining, the admin listener, what it takes from the system.
 
+use std::fs::File;
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::chown;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -162,7 +165,7 @@ fn a_hang_up_is_no_end() {
     let upstream = Upstream::start(|conn| conn.serve("yes"));
     let daemon = daemon(&upstream.url(), "", "");
     daemon.signal(Signal::SIGHUP);
-    daemon.await_log("a reload is not supported yet");
+    daemon.await_log("reloaded");
     assert_eq!(caller(&daemon).get("/").status, 200);
 }
 
@@ -177,7 +180,7 @@ fn the_admin_listener_answers_its_own_paths_alone() {
         ("POST /livez", 405),
         ("GET /quit", 405),
         ("POST /quit", 403),
-        ("GET /", 404),
+        ("GET /", 200),
         ("GET /up/", 404),
     ] {
         let reply = ask(&daemon, request);
@@ -276,6 +279,47 @@ fn the_limit_of_open_files_is_raised_as_far_as_it_may_be() {
     assert_eq!(soft, hard);
     let mut callers: Vec<_> = (0..100).map(|_| caller(&daemon)).collect();
     assert!(callers.iter_mut().all(|caller| caller.get("/").status == 200));
+}
+
+#[test]
+fn neither_a_core_nor_a_process_of_the_same_user_gets_at_its_memory() {
+    /// Whoever is root may read everything: then all of it is played as somebody else.
+    fn as_one_user(command: &mut Command) -> &mut Command {
+        if nix::unistd::geteuid().is_root() { command.uid(65534).gid(65534) } else { command }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_owned();
+    let daemon = Daemon::start_in(folder, &configuration("http://127.0.0.1:1", "", ""), |command| {
+        if nix::unistd::geteuid().is_root() {
+            for path in [path.join("countersign.toml"), path] {
+                chown(path, Some(65534), Some(65534)).unwrap();
+            }
+            // An open file can be run even where others cannot enter its folder.
+            let mut other = Command::new("/proc/self/fd/0");
+            other.args(command.get_args()).stdin(File::open(command.get_program()).unwrap());
+            other.stdout(Stdio::null()).stderr(Stdio::piped()).env("NO_COLOR", "1");
+            *command = other;
+        }
+        as_one_user(command);
+    });
+    let may_open = |pid: u32, name: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", ": < \"$0\"", &format!("/proc/{pid}/{name}")]).stderr(Stdio::null());
+        as_one_user(&mut shell).status().unwrap().success()
+    };
+    let mut other = as_one_user(Command::new("sleep").arg("60")).spawn().unwrap();
+    let is_open = ["environ", "maps"].map(|name| may_open(other.id(), name));
+    other.kill().unwrap();
+    other.wait().unwrap();
+    assert_eq!(is_open, [true, true], "of any other process they can be opened");
+    let pid = u32::try_from(daemon.pid().as_raw()).unwrap();
+    for name in ["environ", "maps", "mem"] {
+        assert!(!may_open(pid, name), "{name}");
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    assert_eq!(line.split_whitespace().take(2).collect::<Vec<_>>(), ["0", "0"]);
+    assert!(!daemon.log().contains("WARN"), "{}", daemon.log());
 }
 
 /// Runs the daemon where it is expected to end by itself; its exit code and its log.

@@ -17,13 +17,12 @@ use secrecy::ExposeSecret;
 use serde_json::Value;
 use sha1::Sha1;
 
-use super::{Received, Refusal, Scheme};
-use crate::credential::AccessKey;
+use super::{Keys, Received, Refusal, Scheme};
 
 /// The access keys that a server knows.
 pub struct Acm {
     /// All of them; one with a security token is temporary.
-    pub keys: Vec<AccessKey>,
+    pub keys: Keys,
     /// What parameters are written in.
     pub charset: &'static Encoding,
 }
@@ -43,10 +42,7 @@ impl Scheme for Acm {
             return Err(denied(format!("timeStamp is {age} ms away")));
         }
         let token = request.headers.get("Spas-SecurityToken").map(|_| required("Spas-SecurityToken")).transpose()?;
-        let is_known = |key: &&AccessKey| {
-            key.access_key == access_key && key.security_token.as_ref().map(ExposeSecret::expose_secret) == token
-        };
-        let key = self.keys.iter().find(is_known).ok_or_else(|| denied("no such access key"))?;
+        let key = self.keys.find(access_key, token, request.time).ok_or_else(|| denied("no such access key"))?;
         for (what, text) in self.candidates(request, time) {
             let hmac = Hmac::<Sha1>::new_from_slice(key.secret_key.expose_secret().as_bytes());
             let hmac = hmac.expect("HMAC takes keys of any length").chain_update(text);
@@ -144,6 +140,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
+    use crate::credential::AccessKey;
 
     const TIME: i64 = 1_546_300_800_123;
 
@@ -167,7 +164,7 @@ mod tests {
             client: None,
             time: Timestamp(TIME + 60_000),
         };
-        Acm { keys: vec![key], charset: encoding_rs::GBK }.verify(&request).map_err(|refusal| refusal.message)
+        Acm { keys: vec![key].into(), charset: encoding_rs::GBK }.verify(&request).map_err(|refusal| refusal.message)
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use jiff::civil::DateTime;
 use jiff::tz::Offset;
 use md5::{Digest, Md5};
@@ -21,20 +21,20 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sha1::Sha1;
 
-use super::{Received, Refusal, Scheme};
+use super::{Keys, Received, Refusal, Scheme};
 use crate::credential::AccessKey;
 
 /// The access keys that a service knows, and the nonces that it has seen.
 pub struct AcsRoa {
-    keys: Vec<AccessKey>,
+    /// All keys; one with a security token is temporary.
+    pub keys: Keys,
     nonces: Mutex<HashSet<String>>,
 }
 
 impl AcsRoa {
-    /// A service that has seen nothing yet; a key with a security token is temporary.
-    #[must_use]
-    pub fn new(keys: Vec<AccessKey>) -> Self {
-        Self { keys, nonces: Mutex::default() }
+    /// A service that has seen nothing yet.
+    pub fn new(keys: impl Into<Keys>) -> Self {
+        Self { keys: keys.into(), nonces: Mutex::default() }
     }
 }
 
@@ -81,17 +81,14 @@ impl Scheme for AcsRoa {
 }
 
 impl AcsRoa {
-    fn key(&self, name: &str, request: &Received<'_>) -> Result<&AccessKey, Refusal> {
-        let token = request.headers.get("x-acs-security-token").map(HeaderValue::as_bytes);
-        let stated = request.headers.get("x-acs-accesskey-id").map(HeaderValue::as_bytes);
-        let known = |key: &&AccessKey| {
-            key.access_key == name
-                && key.security_token.as_ref().map(|token| token.expose_secret().as_bytes()) == token
-                && stated.is_none_or(|id| id == name.as_bytes())
-        };
-        let unknown =
-            || Refusal::new(StatusCode::NOT_FOUND, "InvalidAccessKeyId.NotFound", "Specified access key is not found.");
-        self.keys.iter().find(known).ok_or_else(unknown)
+    fn key(&self, name: &str, request: &Received<'_>) -> Result<AccessKey, Refusal> {
+        let token = request.header("x-acs-security-token");
+        let is_whole = token.is_some() || !request.headers.contains_key("x-acs-security-token");
+        let is_stated = request.headers.get("x-acs-accesskey-id").is_none_or(|id| id == name);
+        let key = if is_whole && is_stated { self.keys.find(name, token, request.time) } else { None };
+        key.ok_or_else(|| {
+            Refusal::new(StatusCode::NOT_FOUND, "InvalidAccessKeyId.NotFound", "Specified access key is not found.")
+        })
     }
 
     fn check_nonce(&self, request: &Received<'_>) -> Result<(), Refusal> {
@@ -177,7 +174,7 @@ const WINDOW: i64 = 15 * 60;
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, HeaderName, Method};
+    use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
     use super::*;
     use crate::clock::Timestamp;

@@ -17,13 +17,13 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sha2::Sha256;
 
-use super::{Received, Refusal, Scheme};
+use super::{Keys, Received, Refusal, Scheme};
 use crate::credential::AccessKey;
 
 /// The access keys that a service knows.
 pub struct Bce {
     /// All of them; one with a security token is temporary.
-    pub keys: Vec<AccessKey>,
+    pub keys: Keys,
 }
 
 impl Scheme for Bce {
@@ -72,13 +72,9 @@ impl Scheme for Bce {
 }
 
 impl Bce {
-    fn key(&self, authorization: &Authorization<'_>, request: &Received<'_>) -> Result<&AccessKey, Refusal> {
+    fn key(&self, authorization: &Authorization<'_>, request: &Received<'_>) -> Result<AccessKey, Refusal> {
         let token = request.header("x-bce-security-token").filter(|token| !token.is_empty());
-        let known = |key: &&AccessKey| {
-            key.access_key == authorization.access_key
-                && key.security_token.as_ref().map(ExposeSecret::expose_secret) == token
-        };
-        self.keys.iter().find(known).ok_or_else(|| {
+        self.keys.find(authorization.access_key, token, request.time).ok_or_else(|| {
             let message = "The Access Key ID you provided does not exist in our records.";
             Refusal::new(StatusCode::FORBIDDEN, "InvalidAccessKeyId", message)
         })
@@ -327,7 +323,7 @@ mod tests {
                 client: None,
                 time: Timestamp(self.now * 1000),
             };
-            Bce { keys: self.keys.clone() }.verify(&request).map_err(|refusal| {
+            Bce { keys: self.keys.clone().into() }.verify(&request).map_err(|refusal| {
                 assert!(!refusal.message.contains(SECRET_KEY), "{refusal:?}");
                 refusal.code
             })

@@ -20,13 +20,13 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Received, Refusal, Scheme};
+use super::{Keys, Received, Refusal, Scheme};
 use crate::credential::AccessKey;
 
 /// The access keys that a gateway knows, and the form of the signature that it wants.
 pub struct SdkHmac {
     /// All of them; one with a security token is temporary.
-    pub keys: Vec<AccessKey>,
+    pub keys: Keys,
     /// Region and service of the derived form, which alone is accepted then.
     pub derived: Option<(String, String)>,
 }
@@ -84,13 +84,10 @@ impl Scheme for SdkHmac {
 }
 
 impl SdkHmac {
-    fn key(&self, access_key: &str, request: &Received<'_>) -> Result<&AccessKey, Refusal> {
+    fn key(&self, access_key: &str, request: &Received<'_>) -> Result<AccessKey, Refusal> {
         let token = request.header("x-security-token");
-        let known = |key: &&AccessKey| {
-            key.access_key == access_key && key.security_token.as_ref().map(ExposeSecret::expose_secret) == token
-        };
         let unknown = || refused(&format!("Get secretKey failed,ak:{access_key},err:ak not exist"));
-        self.keys.iter().find(known).ok_or_else(unknown)
+        self.keys.find(access_key, token, request.time).ok_or_else(unknown)
     }
 }
 
@@ -123,7 +120,9 @@ fn check_time(date: &str, request: &Received<'_>) -> Result<i64, Refusal> {
     let time = time.ok_or_else(|| refused("x-sdk-date is not a time like 20191115T033655Z"))?;
     let age = request.time.seconds() - time.as_second();
     if age.abs() > WINDOW {
-        return Err(refused(&format!("signature expired, signature time:{date}")));
+        let now = Offset::UTC.to_datetime(jiff::Timestamp::from_second(request.time.seconds()).unwrap_or_default());
+        let now = now.strftime("%Y%m%dT%H%M%SZ");
+        return Err(refused(&format!("signature expired, signature time:{date},server time:{now}")));
     }
     Ok(age)
 }
@@ -302,7 +301,7 @@ mod tests {
             };
             let security_token = self.token.map(Into::into);
             let key = AccessKey { access_key: ACCESS_KEY.to_owned(), secret_key: SECRET_KEY.into(), security_token };
-            SdkHmac { keys: vec![key], derived: None }.verify(&request).map_err(|refusal| {
+            SdkHmac { keys: vec![key].into(), derived: None }.verify(&request).map_err(|refusal| {
                 assert_eq!((refusal.status, refusal.code), (StatusCode::UNAUTHORIZED, "APIGW.0301"));
                 assert!(!refusal.message.contains(SECRET_KEY), "{refusal:?}");
                 refusal.message

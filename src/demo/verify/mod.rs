@@ -6,6 +6,7 @@ mod acs_roa;
 mod bce;
 mod header;
 mod huawei;
+mod keys;
 mod mtls;
 mod tem;
 
@@ -19,6 +20,7 @@ pub use acs_roa::AcsRoa;
 pub use bce::Bce;
 pub use header::FixedHeader;
 pub use huawei::SdkHmac;
+pub use keys::Keys;
 pub use mtls::ClientCertificate;
 pub use tem::{Tem, TemAlgorithm};
 
@@ -43,7 +45,8 @@ pub struct Received<'a> {
 
 impl Received<'_> {
     /// The value of a header that is there exactly once, as text.
-    fn header(&self, name: &str) -> Option<&str> {
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
         let mut values = self.headers.get_all(name).iter();
         values.next().filter(|_| values.next().is_none()).and_then(|value| std::str::from_utf8(value.as_bytes()).ok())
     }

@@ -1,22 +1,25 @@
-//! Signs a form: the first line is the query, the rest the body. Nothing may panic, signing is a pure function, what is
-//! signed is what was found and the time, and what the web's decoder has no character for is never signed.
+//! Signs a form, and counts what it names: the first line is the query, the rest the body. Nothing may panic, signing is a
+//! pure function, what is signed is what was found and the time, and what the web's decoder has no character for is never
+//! signed.
 
 use std::sync::{Arc, LazyLock};
 
 use countersign::clock::Timestamp;
-use countersign::provider::{Explanation, Request, Signer};
+use countersign::provider::{Explanation, Provider, Request, Signer, Usage};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method};
 
 use super::signing;
 
-static SIGNERS: LazyLock<[Arc<dyn Signer>; 4]> = LazyLock::new(|| {
+type Configured = (Box<dyn Provider>, Arc<dyn Signer>);
+
+static CONFIGURED: LazyLock<[Configured; 4]> = LazyLock::new(|| {
     [("gbk", "timestamp"), ("gbk", "first-entry"), ("utf-8", "first-entry"), ("auto", "timestamp")].map(
         |(charset, listen_sign)| {
             let table = format!(
                 "credentials = {{ access_key = 'a', secret_key = 'b' }}\ncharset = '{charset}'\nlisten_sign = '{listen_sign}'"
             );
-            signing::configure("acm", &table).1
+            signing::configure("acm", &table)
         },
     )
 });
@@ -41,7 +44,11 @@ pub(super) fn run(octets: &[u8]) {
             time: Timestamp(1_546_300_800_123),
             nonce: "",
         };
-        for signer in &*SIGNERS {
+        for (provider, signer) in &*CONFIGURED {
+            let usage = provider.usage(request.method, request.query, request.headers, request.body);
+            if let Usage::Reads(things) | Usage::Changes(things) = usage {
+                assert!(!things.names.is_empty() && things.names.iter().all(|name| !name.is_empty()));
+            }
             let mut explanation = Explanation::default();
             let fields = signer.sign(&request, Some(&mut explanation));
             assert_eq!(fields, signer.sign(&request, None));

@@ -3,11 +3,13 @@
 
 use std::collections::HashSet;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
+use countersign::clock::Rest;
 use countersign::proxy::location::{Fate, View, turn_back};
 use countersign::proxy::route::{Door, Doors, Entrance};
-use countersign::proxy::state::Endpoint;
+use countersign::proxy::servers::Endpoint;
 use countersign::upstream::connect::Target;
 use countersign::upstream::outbound::Passage;
 use countersign::upstream::{self, split_authority};
@@ -50,7 +52,13 @@ static ENDPOINTS: LazyLock<Vec<Endpoint>> = LazyLock::new(|| {
         let authority = HeaderValue::try_from(endpoint.authority()).expect("an authority");
         let (host, port) = (endpoint.host.clone(), endpoint.port);
         let passage = Passage::Direct;
-        Endpoint { target: Target { endpoint, host, port, passage, tls: None }, authority }
+        Endpoint {
+            target: Target { endpoint, host, port, passage, tls: None },
+            authority,
+            number: 0,
+            skew: Arc::default(),
+            rest: Arc::new(Rest::new(Duration::ZERO)),
+        }
     };
     ["https://up.test", "https://127.0.0.1:9000"].iter().map(endpoint).collect()
 });

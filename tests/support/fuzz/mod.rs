@@ -15,6 +15,7 @@ mod huawei_canonical;
 mod location;
 #[path = "../signing.rs"]
 mod signing;
+mod verdict;
 
 /// What a target does with its octets: it panics if something is not as it must be.
 pub(crate) type Target = fn(&[u8]);
@@ -31,6 +32,7 @@ pub(crate) const TARGETS: &[(&str, Target)] = &[
     ("configuration", configuration::run),
     ("huawei_canonical", huawei_canonical::run),
     ("location", location::run),
+    ("verdict", verdict::run),
 ];
 
 /// Runs one of them.
