@@ -1,7 +1,6 @@
 //! Logging to standard error.
 
-use std::io::IsTerminal;
-
+use anstream::{AutoStream, ColorChoice};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -12,8 +11,7 @@ use crate::config::{Format, Log};
 pub fn start(log: &Log) {
     let levels = Targets::new().with_target("countersign", log.level).with_default(LevelFilter::WARN);
     let is_journal = std::env::var_os("JOURNAL_STREAM").is_some();
-    let is_colourful =
-        std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let is_colourful = AutoStream::choice(&std::io::stderr()) != ColorChoice::Never;
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(is_colourful);
     let registry = tracing_subscriber::registry().with(levels);
     // A second start, as in tests, leaves the first one's logging in place.

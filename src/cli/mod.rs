@@ -161,6 +161,12 @@ fn print(data: impl AsRef<[u8]>) {
     let _ = out.write_all(data.as_ref()).and_then(|()| out.flush());
 }
 
+/// Prints what is for people: in colour where there is a terminal that shows it and nobody minds.
+fn show(text: &str) {
+    let mut out = anstream::AutoStream::auto(std::io::stdout().lock());
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 /// The version, and the commit where it was known at build time.
 static VERSION: LazyLock<String> = LazyLock::new(|| version(option_env!("COUNTERSIGN_COMMIT")));
 
