@@ -76,7 +76,7 @@ pub const ACTS: &[Act] = &[
         shows: "the server is found; its namespace and group are signed",
         route: "acm",
         method: "GET",
-        target: "/diamond-server/config.co?dataId=app.yaml&group=DEFAULT_GROUP&tenant=demo",
+        target: "/diamond-server/config.co?dataId=db&group=shop&tenant=dev",
         body: None,
         proof: Some(("spas-signature", &[])),
         site: "configurations",
@@ -133,7 +133,7 @@ pub const ACTS: &[Act] = &[
         shows: "SDK-HMAC-SHA256",
         route: "migration",
         method: "GET",
-        target: "/v3/tasks/7a9941f6-3dc4-4ac2-8d3f-3b5b39f12a3c/certkey?enable_ca_cert=true",
+        target: "/v3/tasks/7a9941f6/certkey?enable_ca_cert=true",
         body: None,
         proof: Some(("authorization", &[' ', '='])),
         site: "migration",
@@ -165,10 +165,10 @@ pub const ACTS: &[Act] = &[
     },
 ];
 
-/// The routes of all of them, whose shared listeners are these. It refers to `ca.pem` beside it, and to no other file.
+/// The routes of all of them, which listen on a port of 127.0.0.1. It refers to `ca.pem` beside it, and to no other file.
 #[must_use]
-pub fn configuration(stage: &Stage, listen: &str) -> String {
-    let mut text = format!("[server]\nlisten = [\"{listen}\"]\nextra_ca = [\"ca.pem\"]\n");
+pub fn configuration(stage: &Stage, port: u16) -> String {
+    let mut text = format!("[server]\nlisten = [\"127.0.0.1:{port}\"]\nextra_ca = [\"ca.pem\"]\n");
     for act in ACTS {
         for is_right in [true, false] {
             act.configure(stage, is_right, &mut text);
@@ -223,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn every_act_has_two_routes_and_nothing_is_left_to_fill_in() {
         let stage = Stage::start(Clock::system()).await.unwrap();
-        let text = configuration(&stage, "127.0.0.1:0");
+        let text = configuration(&stage, 0);
         assert!(!text.contains('$'), "{text}");
         assert_eq!(text.matches(stage.access_key.secret_key.expose_secret()).count(), ACTS.len() - 1);
         assert_eq!(text.matches("\"wrong\"").count(), ACTS.len());

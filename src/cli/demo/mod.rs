@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -18,7 +18,7 @@ use crate::demo::Stage;
 use crate::demo::acts::{self, ACTS};
 use crate::demo::upstream::{Seen, Upstream};
 use crate::proxy::daemon::{Daemon, Plan, Wishes};
-use crate::proxy::listen::{Address, Sharing};
+use crate::proxy::listen::Address;
 use crate::proxy::state::Access;
 use crate::settings::BareSecrets;
 
@@ -57,11 +57,12 @@ async fn perform(once: bool) -> io::Result<bool> {
     let stage = Stage::start(clock.clone()).await?;
     let private = fs::Permissions::from_mode(0o700);
     let folder = tempfile::Builder::new().prefix("countersign-demo-").permissions(private).tempdir()?;
-    fs::write(folder.path().join("ca.pem"), stage.authority.pem())?;
-    let daemon = start(&acts::configuration(&stage, &listen().to_string()), folder.path(), clock)?;
+    // The usual port makes the curl lines look as they will at home; any other works as well.
+    let begin = |port| start(&acts::configuration(&stage, port), &stage, folder.path(), &clock);
+    let daemon = begin(8080).or_else(|_| begin(0))?;
     let doors = Doors::of(&daemon)?;
     let outcome = tokio::select! {
-        outcome = play(&stage.upstream, doors.shared) => outcome,
+        outcome = play(&stage.upstream, doors.shared, width(), show) => outcome,
         () = ended(&mut signals) => Err(io::Error::other("it was interrupted")),
     };
     if !once && outcome.is_ok() {
@@ -76,18 +77,12 @@ async fn perform(once: bool) -> io::Result<bool> {
     outcome
 }
 
-/// The usual port makes the curl lines look as they will at home; any other works as well.
-fn listen() -> SocketAddr {
-    let usual = SocketAddr::from(([127, 0, 0, 1], 8080));
-    let is_free = Address::Tcp(usual).bind(1, Sharing::Nobodys).is_ok();
-    if is_free { usual } else { SocketAddr::from(([127, 0, 0, 1], 0)) }
-}
-
-fn start(configuration: &str, folder: &Path, clock: Clock) -> io::Result<Daemon> {
+fn start(configuration: &str, stage: &Stage, folder: &Path, clock: &Clock) -> io::Result<Daemon> {
+    fs::write(folder.join("ca.pem"), stage.authority.pem())?;
     let parsed = config::parse(configuration, &folder.join("demo.toml"), BareSecrets::Accept);
     let Config { server, routes, limits, .. } = parsed.map_err(io::Error::other)?;
     let wishes = Wishes { server, routes, limits, access: Access::Off, file: None };
-    Daemon::start(Plan { wishes, others: Vec::new(), workers: 1, clock }).map_err(io::Error::other)
+    Daemon::start(Plan { wishes, others: Vec::new(), workers: 1, clock: clock.clone() }).map_err(io::Error::other)
 }
 
 async fn ended((interrupt, terminate): &mut (Signal, Signal)) {
@@ -98,10 +93,9 @@ async fn ended((interrupt, terminate): &mut (Signal, Signal)) {
 }
 
 /// Plays all acts and shows them; true if all went as they should.
-async fn play(upstream: &Upstream, proxy: SocketAddr) -> io::Result<bool> {
-    let width = width();
+async fn play(upstream: &Upstream, proxy: SocketAddr, width: usize, mut show: impl FnMut(&str)) -> io::Result<bool> {
     let mut page = Page::new(width);
-    page.title("countersign", &format!(" listens on http://{proxy}; behind it is an upstream that verifies."));
+    page.title("countersign", &format!(" on http://{proxy}, before an upstream that verifies all it gets"));
     show(page.text());
     let mut scenes = Vec::new();
     for (number, act) in (1..).zip(ACTS) {
@@ -111,34 +105,29 @@ async fn play(upstream: &Upstream, proxy: SocketAddr) -> io::Result<bool> {
         show(page.text());
         scenes.push(scene);
     }
-    let is_good = scenes.iter().all(Scene::is_good);
     let mut page = Page::new(width);
-    summarize(&scenes, &mut page);
+    let is_good = summarize(&scenes, &mut page);
     show(page.text());
     Ok(is_good)
 }
 
-fn summarize(scenes: &[Scene], page: &mut Page) {
+fn summarize(scenes: &[Scene], page: &mut Page) -> bool {
     let rows: Vec<_> = scenes.iter().map(|scene| (scene.summary(), scene.is_good())).collect();
-    let verdict = |is_good| if is_good { "as it should be" } else { "WRONG" };
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|([system, right, wrong], is_good)| ([system, right, wrong, verdict(*is_good)], *is_good))
-        .map(|(row, is_good)| (row.map(AsRef::as_ref), is_good))
-        .collect();
     page.pause();
-    page.table(["", "right secret", "wrong secret", ""], &rows);
-    if scenes.iter().all(Scene::is_good) {
+    page.table(["", "right secret", "wrong secret"], &rows);
+    let is_good = rows.iter().all(|(_, is_good)| *is_good);
+    if is_good {
         page.pause();
         page.say("All were accepted; with a wrong secret all were refused.");
     }
+    is_good
 }
 
 /// Where the daemon can be reached.
 struct Doors {
     shared: SocketAddr,
     own: SocketAddr,
-    socket: std::path::PathBuf,
+    socket: PathBuf,
 }
 
 impl Doors {
@@ -201,7 +190,8 @@ async fn report(upstream: &Upstream) {
         for Seen { site, method, target, verdict, .. } in seen.get(fresh..).unwrap_or_default() {
             let mut page = Page::new(width());
             let verdict = verdict.clone().map_or_else(Line::Bad, Line::Good);
-            page.tell(site, [Line::Plain(format!("{method} {target}")), verdict]);
+            page.tell("arrived", [Line::Plain(format!("{method} {target}, at \"{site}\""))]);
+            page.tell("found", [verdict]);
             show(page.text());
         }
     }
@@ -211,3 +201,66 @@ const EXAMPLES: &str = "\
 Examples:
   countersign demo
   countersign demo --once";
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    /// Plays before an upstream with this done to the configuration: what is shown, and how it ends.
+    async fn played(change: impl FnOnce(&Stage, String) -> String) -> (Stage, String, Result<(), Failed>) {
+        let stage = Stage::start(Clock::system()).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let configuration = change(&stage, acts::configuration(&stage, 0));
+        let daemon = start(&configuration, &stage, folder.path(), &Clock::system()).unwrap();
+        let doors = Doors::of(&daemon).unwrap();
+        let mut shown = String::new();
+        let outcome = play(&stage.upstream, doors.shared, 80, |text| shown.push_str(text)).await;
+        let _ = daemon.drain(Duration::from_secs(1));
+        (stage, shown, end(outcome))
+    }
+
+    #[tokio::test]
+    async fn all_is_well_and_no_secret_is_shown() {
+        let (stage, shown, end) = played(|_, text| text).await;
+        assert_eq!(end, Ok(()), "{shown}");
+        let seen = stage.upstream.seen();
+        let proofs = ["authorization", "x-auth-token", "spas-signature"];
+        let proofs = seen.iter().flat_map(|seen| proofs.iter().filter_map(|name| seen.headers.get(*name)));
+        let is_other = |letter: char| !(letter.is_ascii_alphanumeric() || "+/".contains(letter));
+        let longest = |value: &'_ http::HeaderValue| {
+            value.to_str().unwrap().split(is_other).max_by_key(|part| part.len()).unwrap().to_owned()
+        };
+        let mut secrets: Vec<_> = proofs.map(longest).collect();
+        assert!(secrets.len() >= 12, "{secrets:?}");
+        let of_stage = [&stage.access_key.secret_key, &stage.password, &stage.token];
+        secrets.extend(of_stage.map(|secret| secret.expose_secret().to_owned()));
+        for secret in secrets {
+            let end = secret.get(secret.len() - 10..).unwrap();
+            assert!(!shown.contains(end), "{secret}\n{shown}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_with_the_right_secret_is_a_failure() {
+        let wrong = |stage: &Stage, text: String| text.replace(stage.access_key.secret_key.expose_secret(), "other");
+        let (_, shown, end) = played(wrong).await;
+        assert_eq!(end, Err(Failed::Running), "{shown}");
+        assert_eq!(
+            (shown.matches("WRONG").count(), shown.matches("as it should be").count()),
+            (ACTS.len() - 1, 1),
+            "{shown}"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_accepted_with_a_wrong_secret_is_a_failure() {
+        let right = |stage: &Stage, text: String| {
+            text.replace("password = \"wrong\"", &format!("password = \"{}\"", stage.password.expose_secret()))
+        };
+        let (_, shown, end) = played(right).await;
+        assert_eq!(end, Err(Failed::Running), "{shown}");
+        assert_eq!(shown.matches("WRONG").count(), 1, "{shown}");
+    }
+}

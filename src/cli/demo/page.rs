@@ -106,21 +106,18 @@ impl Page {
         }
     }
 
-    /// Rows under a heading; the last cell of each is green if it is as it should be, else red.
-    pub(super) fn table(&mut self, heading: [&str; 4], rows: &[([&str; 4], bool)]) {
-        let all = || std::iter::once(heading).chain(rows.iter().map(|(row, _)| *row));
-        let width = |column: fn(&[&str; 4]) -> usize| all().map(|row| column(&row)).max().unwrap_or_default();
-        let [first, second, third] =
-            [width(|[cell, ..]| cell.len()), width(|[_, cell, ..]| cell.len()), width(|[_, _, cell, _]| cell.len())];
-        let mut row = |[one, two, three, four]: [&str; 4], rest: Style, last: Style| {
-            let _ = writeln!(
-                self.text,
-                "   {rest}{one:first$}  {two:second$}  {three:third$}{rest:#}  {last}{four}{last:#}"
-            );
-        };
-        row(heading, LABEL, LABEL);
-        for (cells, is_good) in rows {
-            row(*cells, Style::new(), if *is_good { GOOD } else { BAD });
+    /// Rows under a heading, and whether each is as it should be.
+    pub(super) fn table(&mut self, heading: [&str; 3], rows: &[([String; 3], bool)]) {
+        let [mut first, mut second, mut third] = heading.map(str::len);
+        for ([one, two, three], _) in rows {
+            (first, second, third) = (first.max(one.len()), second.max(two.len()), third.max(three.len()));
+        }
+        let [one, two, three] = heading;
+        let _ = writeln!(self.text, "   {LABEL}{one:first$}  {two:second$}  {three}{LABEL:#}");
+        for ([one, two, three], is_good) in rows {
+            let (style, verdict) = if *is_good { (GOOD, "as it should be") } else { (BAD, "WRONG") };
+            let row = format!("{one:first$}  {two:second$}  {three:third$}");
+            let _ = writeln!(self.text, "   {row}  {style}{verdict}{style:#}");
         }
     }
 }
@@ -133,40 +130,42 @@ pub(super) fn width() -> usize {
     columns.map_or(USUAL, |columns| columns.min(WIDEST))
 }
 
-/// Lines of no more characters than these, broken at spaces where there are some; all but the first are indented.
+/// Lines of no more characters than these, broken at spaces, and within words that fit on no line; all but the first are
+/// indented.
 fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut line = String::new();
+    let (mut lines, mut line) = (Vec::new(), Vec::new());
+    let mut is_begun = false;
     for word in text.split(' ') {
         let mut word: Vec<char> = word.chars().collect();
-        loop {
-            let used = line.chars().count();
-            let is_fresh = line.trim_start().is_empty();
-            let gap = usize::from(!is_fresh || (lines.is_empty() && used > 0));
-            if used + gap + word.len() <= width {
-                line.extend(std::iter::repeat_n(' ', gap));
-                line.extend(word);
-                break;
+        if is_begun {
+            let room = width.saturating_sub(line.len() + 1);
+            if word.len() <= room || (word.len() > width - CONTINUED.len() && room >= LEAST) {
+                line.push(' ');
+            } else {
+                lines.push(std::mem::replace(&mut line, CONTINUED.to_vec()));
             }
-            // What fits on no line at all is cut.
-            if is_fresh {
-                let rest = word.split_off(width - used);
-                line.extend(word);
-                word = rest;
-            }
-            lines.push(std::mem::replace(&mut line, CONTINUED.to_owned()));
         }
+        is_begun = true;
+        while line.len() + word.len() > width {
+            let rest = word.split_off(width - line.len());
+            line.extend(word);
+            lines.push(std::mem::replace(&mut line, CONTINUED.to_vec()));
+            word = rest;
+        }
+        line.extend(word);
     }
     lines.push(line);
-    lines
+    lines.into_iter().map(String::from_iter).collect()
 }
 
 /// Columns for labels.
-const LABELS: usize = 14;
+const LABELS: usize = 12;
 /// Columns before what stands beside them.
 const INDENT: usize = 3 + LABELS + 1;
 /// What begins a line that continues another.
-const CONTINUED: &str = "  ";
+const CONTINUED: &[char] = &[' ', ' '];
+/// Characters of a word that are worth a place at the end of a line.
+const LEAST: usize = 4;
 /// Columns where no terminal says otherwise.
 const USUAL: usize = 80;
 /// Columns that are used of a wide terminal: longer lines are hard to read.
@@ -183,7 +182,8 @@ mod tests {
         assert_eq!(wrap("one two three", 80), ["one two three"]);
         assert_eq!(wrap("one two three", 7), ["one two", "  three"]);
         assert_eq!(wrap("abcdefghij k", 6), ["abcdef", "  ghij", "  k"]);
-        assert_eq!(wrap("a abcdefghij", 6), ["a", "  abcd", "  efgh", "  ij"]);
+        assert_eq!(wrap("a abcdefghij", 6), ["a abcd", "  efgh", "  ij"]);
+        assert_eq!(wrap("abc abcdefghij", 6), ["abc", "  abcd", "  efgh", "  ij"]);
         assert_eq!(wrap("größer", 5), ["größe", "  r"]);
         assert_eq!(wrap("", 5), [""]);
     }

@@ -119,7 +119,11 @@ impl Outcome {
     fn found(&self) -> Line {
         let verdict = self.seen.as_ref().and_then(|seen| seen.verdict.as_ref().ok());
         match (&self.refusal, verdict) {
-            (Some((site, words)), _) => Line::Bad(format!("{}; {site}: {words}", self.status)),
+            // Some vendors go on and on.
+            (Some((site, words)), _) => {
+                let words = words.split_once(". ").map_or(words.as_str(), |(first, _)| first);
+                Line::Bad(format!("{}; {site}: {words}", self.status))
+            }
             (None, Some(verdict)) if self.status.is_success() => Line::Good(format!("{}; {verdict}", self.status)),
             (None, Some(verdict)) => Line::Bad(format!("{}; {verdict}", self.status)),
             (None, None) => Line::Bad(format!("{}; {}", self.status, own_words(&self.body))),
@@ -136,7 +140,8 @@ async fn ask(
 ) -> io::Result<(Request<Bytes>, Outcome)> {
     let request = request(act, route, proxy.port()).map_err(io::Error::other)?;
     let before = upstream.seen().len();
-    let (status, body) = patiently(&format!("the answer of the route \"{route}\""), send(proxy, request.clone())).await?;
+    let (status, body) =
+        patiently(&format!("the answer of the route \"{route}\""), send(proxy, request.clone())).await?;
     let all = upstream.seen();
     let since = all.get(before..).unwrap_or_default().to_vec();
     let seen = of(act.site, since).pop();
@@ -152,7 +157,8 @@ async fn ask(
 }
 
 fn request(act: &Act, route: &str, port: u16) -> Result<Request<Bytes>, http::Error> {
-    let request = Request::builder().method(act.method).uri(act.target).header(HOST, format!("{route}.localhost:{port}"));
+    let request =
+        Request::builder().method(act.method).uri(act.target).header(HOST, format!("{route}.localhost:{port}"));
     let Some(body) = act.body else { return request.body(Bytes::new()) };
     let request = request.header(CONTENT_TYPE, "application/json").header(CONTENT_LENGTH, body.len());
     request.body(Bytes::from_static(body.as_bytes()))

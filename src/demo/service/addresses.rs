@@ -15,7 +15,11 @@ impl Addresses {
     /// `GET /diamond-server/diamond`.
     pub(super) fn answer(&self, request: &Received<'_>) -> Result<Reply, Refusal> {
         if request.path != "/diamond-server/diamond" || !is_reading(request.method) {
-            return Err(Refusal::new(StatusCode::NOT_FOUND, "NotFound", "only GET /diamond-server/diamond is answered"));
+            return Err(Refusal::new(
+                StatusCode::NOT_FOUND,
+                "NotFound",
+                "only GET /diamond-server/diamond is answered",
+            ));
         }
         let lines: Vec<_> = self.0.iter().map(ToString::to_string).collect();
         Ok(Reply::of(Value::String(lines.join("\n"))))

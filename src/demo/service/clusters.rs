@@ -28,7 +28,11 @@ impl Clusters {
     pub(super) fn answer(&self, request: &Received<'_>) -> Result<Reply, Refusal> {
         // Without this header the service answers in XML.
         if request.header("accept") != Some("application/json") {
-            return Err(Refusal::new(StatusCode::NOT_ACCEPTABLE, "NotAcceptable", "The demonstration speaks JSON alone."));
+            return Err(Refusal::new(
+                StatusCode::NOT_ACCEPTABLE,
+                "NotAcceptable",
+                "The demonstration speaks JSON alone.",
+            ));
         }
         let path = request.path.strip_prefix("/clusters/").and_then(|rest| rest.strip_prefix(self.id));
         match path.filter(|_| is_reading(request.method)) {
@@ -69,7 +73,8 @@ mod tests {
         assert_eq!(ask(&Method::GET, "/clusters/c1", json).unwrap()["master_url"], "tcp://127.0.0.1:1");
         assert_eq!(ask(&Method::GET, "/clusters/c1/certs", json).unwrap()["ca"], authority.pem());
         assert_eq!(ask(&Method::GET, "/clusters/c1", "*/*"), Err(406));
-        for (method, path) in [(Method::GET, "/clusters/c2"), (Method::GET, "/clusters"), (Method::PUT, "/clusters/c1")] {
+        for (method, path) in [(Method::GET, "/clusters/c2"), (Method::GET, "/clusters"), (Method::PUT, "/clusters/c1")]
+        {
             assert_eq!(ask(&method, path, json), Err(404), "{method} {path}");
         }
     }

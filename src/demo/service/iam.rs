@@ -25,14 +25,19 @@ impl Iam {
             return Err(Refusal::new(StatusCode::NOT_FOUND, "Not Found", "no such path"));
         }
         if *request.method != Method::POST {
-            return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", "tokens are asked for by POST"));
+            return Err(Refusal::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "Method Not Allowed",
+                "tokens are asked for by POST",
+            ));
         }
         let body: Value = serde_json::from_slice(request.body).unwrap_or_default();
         if body.pointer("/auth/scope") != Some(&json!({ "project": { "name": self.project } })) {
             let message = format!("Could not find another project than \"{}\".", self.project);
             return Err(Refusal::new(StatusCode::NOT_FOUND, "Not Found", message));
         }
-        let unable = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "there is no randomness");
+        let unable =
+            |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "there is no randomness");
         let token = format!("MII{}", hex::encode(random::<48>().map_err(unable)?));
         let value = HeaderValue::try_from(&token).map_err(|_| unable(std::io::ErrorKind::InvalidData.into()))?;
         let expires = request.time.after(LIFE);
@@ -85,7 +90,8 @@ mod tests {
         let reply = ask(&Method::POST, path, scope).unwrap();
         assert_eq!(reply.status, StatusCode::CREATED);
         assert_eq!(reply.body.unwrap()["token"]["expires_at"], "2026-01-03T03:04:05.678000Z");
-        let headers = HeaderMap::from_iter([(HeaderName::from_static("x-auth-token"), reply.headers["x-subject-token"].clone())]);
+        let headers =
+            HeaderMap::from_iter([(HeaderName::from_static("x-auth-token"), reply.headers["x-subject-token"].clone())]);
         let accepts = |time| {
             let method = &Method::GET;
             let request = Received { method, path: "/", query: None, headers: &headers, body: b"", client: None, time };
