@@ -56,6 +56,11 @@ impl Page {
         &self.text
     }
 
+    /// True if a table of words does not fit.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.width < NARROW
+    }
+
     /// Leaves a line empty.
     pub(super) fn pause(&mut self) {
         self.text.push('\n');
@@ -115,7 +120,7 @@ impl Page {
         let [one, two, three] = heading;
         let _ = writeln!(self.text, "   {LABEL}{one:first$}  {two:second$}  {three}{LABEL:#}");
         for ([one, two, three], is_good) in rows {
-            let (style, verdict) = if *is_good { (GOOD, "as it should be") } else { (BAD, "WRONG") };
+            let (style, verdict) = if *is_good { (GOOD, "ok") } else { (BAD, "WRONG") };
             let row = format!("{one:first$}  {two:second$}  {three:third$}");
             let _ = writeln!(self.text, "   {row}  {style}{verdict}{style:#}");
         }
@@ -170,6 +175,8 @@ const LEAST: usize = 4;
 const USUAL: usize = 80;
 /// Columns that are used of a wide terminal: longer lines are hard to read.
 const WIDEST: usize = 100;
+/// Columns that a table with words needs.
+const NARROW: usize = 72;
 /// Columns that are used even if there are fewer.
 const NARROWEST: usize = 40;
 

@@ -61,8 +61,9 @@ impl Scene {
     }
 
     /// The system, and the two statuses, in a row of a table.
-    pub(super) fn summary(&self) -> [String; 3] {
-        [self.act.system.to_owned(), self.right.status.to_string(), self.wrong.status.to_string()]
+    pub(super) fn summary(&self, is_narrow: bool) -> [String; 3] {
+        let status = |status: StatusCode| if is_narrow { status.as_str().to_owned() } else { status.to_string() };
+        [self.act.system.to_owned(), status(self.right.status), status(self.wrong.status)]
     }
 
     /// Tells what happened.
@@ -88,7 +89,7 @@ impl Scene {
         for seen in &self.fetched {
             for line in [
                 Line::Plain(format!("{} {}", seen.method, seen.target)),
-                Line::Good(seen.verdict.clone().unwrap_or_default()),
+                Line::Good(seen.verdict.as_deref().map(brief).unwrap_or_default()),
             ] {
                 if !lines.contains(&line) {
                     lines.push(line);
@@ -124,7 +125,9 @@ impl Outcome {
                 let words = words.split_once(". ").map_or(words.as_str(), |(first, _)| first);
                 Line::Bad(format!("{}; {site}: {words}", self.status))
             }
-            (None, Some(verdict)) if self.status.is_success() => Line::Good(format!("{}; {verdict}", self.status)),
+            (None, Some(verdict)) if self.status.is_success() => {
+                Line::Good(format!("{}; {}", self.status, brief(verdict)))
+            }
             (None, Some(verdict)) => Line::Bad(format!("{}; {verdict}", self.status)),
             (None, None) => Line::Bad(format!("{}; {}", self.status, own_words(&self.body))),
         }
@@ -209,6 +212,12 @@ fn shorten(value: &[u8], separators: &[char]) -> String {
         part.chars().take(SHOWN).chain(['…']).chain(end.chars()).collect()
     });
     parts.collect()
+}
+
+/// What was verified, without how old it was: here all is of this moment.
+pub(super) fn brief(verified: &str) -> String {
+    let age = verified.rsplit_once(" (").filter(|(_, rest)| rest.ends_with(" old)"));
+    age.map_or(verified, |(before, _)| before).to_owned()
 }
 
 /// What countersign itself says in an answer of its own.
