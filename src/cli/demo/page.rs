@@ -1,9 +1,11 @@
 //! How the demonstration looks: labels on the left, what belongs to them beside, no line longer than the terminal is wide.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use anstyle::{AnsiColor, Style};
+use textwrap::{Options, WordSplitter};
 
 /// What introduces something.
 const TITLE: Style = Style::new().bold();
@@ -71,7 +73,7 @@ impl Page {
         for (number, line) in wrap(&format!("{first}{rest}"), self.width).into_iter().enumerate() {
             let (bold, rest) = match line.strip_prefix(first) {
                 Some(rest) if number == 0 => (first, rest),
-                _ => ("", line.as_str()),
+                _ => ("", line.as_ref()),
             };
             let _ = writeln!(self.text, "{TITLE}{bold}{TITLE:#}{rest}");
         }
@@ -137,40 +139,16 @@ pub(super) fn width() -> usize {
 
 /// Lines of no more characters than these, broken at spaces, and within words that fit on no line; all but the first are
 /// indented.
-fn wrap(text: &str, width: usize) -> Vec<String> {
-    let (mut lines, mut line) = (Vec::new(), Vec::new());
-    let mut is_begun = false;
-    for word in text.split(' ') {
-        let mut word: Vec<char> = word.chars().collect();
-        if is_begun {
-            let room = width.saturating_sub(line.len() + 1);
-            if word.len() <= room || (word.len() > width - CONTINUED.len() && room >= LEAST) {
-                line.push(' ');
-            } else {
-                lines.push(std::mem::replace(&mut line, CONTINUED.to_vec()));
-            }
-        }
-        is_begun = true;
-        while line.len() + word.len() > width {
-            let rest = word.split_off(width - line.len());
-            line.extend(word);
-            lines.push(std::mem::replace(&mut line, CONTINUED.to_vec()));
-            word = rest;
-        }
-        line.extend(word);
-    }
-    lines.push(line);
-    lines.into_iter().map(String::from_iter).collect()
+fn wrap(text: &str, width: usize) -> Vec<Cow<'_, str>> {
+    // What has a hyphen in it is a name, most likely.
+    let options = Options::new(width).subsequent_indent("  ").word_splitter(WordSplitter::NoHyphenation);
+    textwrap::wrap(text, options)
 }
 
 /// Columns for labels.
 const LABELS: usize = 12;
 /// Columns before what stands beside them.
 const INDENT: usize = 3 + LABELS + 1;
-/// What begins a line that continues another.
-const CONTINUED: &[char] = &[' ', ' '];
-/// Characters of a word that are worth a place at the end of a line.
-const LEAST: usize = 4;
 /// Columns where no terminal says otherwise.
 const USUAL: usize = 80;
 /// Columns that are used of a wide terminal: longer lines are hard to read.
@@ -189,8 +167,8 @@ mod tests {
         assert_eq!(wrap("one two three", 80), ["one two three"]);
         assert_eq!(wrap("one two three", 7), ["one two", "  three"]);
         assert_eq!(wrap("abcdefghij k", 6), ["abcdef", "  ghij", "  k"]);
-        assert_eq!(wrap("a abcdefghij", 6), ["a abcd", "  efgh", "  ij"]);
-        assert_eq!(wrap("abc abcdefghij", 6), ["abc", "  abcd", "  efgh", "  ij"]);
+        assert_eq!(wrap("a abcdefghij", 6), ["a", "  abcd", "  efgh", "  ij"]);
+        assert_eq!(wrap("one-two three", 7), ["one-two", "  three"]);
         assert_eq!(wrap("größer", 5), ["größe", "  r"]);
         assert_eq!(wrap("", 5), [""]);
     }
