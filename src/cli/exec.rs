@@ -187,11 +187,9 @@ fn not_started(program: &OsStr, error: &io::Error) -> Failed {
     let program = program.display();
     let (code, why) = match error.kind() {
         ErrorKind::NotFound => {
-            (127, "there is no such command, or not what its first line names: check $PATH".to_owned())
+            (127, "there is no such command in $PATH, or no such interpreter as its first line names".to_owned())
         }
-        ErrorKind::PermissionDenied => {
-            (126, "it may not be executed: see chmod +x, or name its interpreter".to_owned())
-        }
+        ErrorKind::PermissionDenied => (126, "it may not be executed: chmod +x it, or name its interpreter".to_owned()),
         _ => (126, error.to_string()),
     };
     complain(format!("cannot run {program}: {why}"));
@@ -278,3 +276,61 @@ Examples:
   countersign exec -- sh -c 'curl $COUNTERSIGN_CERT_URL/v1/certificate'
   countersign exec --http-proxy -- curl http://certificate.baidubce.com/v1/certificate
   countersign exec -c countersign.toml -- ./job.sh";
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config;
+    use crate::settings::BareSecrets;
+
+    #[test]
+    fn other_proxies_keep_their_exceptions_and_get_ours() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 81));
+        for (before, is_proxy, after) in [
+            ("", false, "A_B_URL"),
+            ("no_proxy=a", false, "A_B_URL no_proxy=a"),
+            ("https_proxy=c", false, "A_B_URL https_proxy=c"),
+            ("http_proxy=", false, "A_B_URL http_proxy="),
+            ("http_proxy=c", false, "A_B_URL NO_PROXY=NEAR http_proxy=c no_proxy=NEAR"),
+            ("ALL_PROXY=c NO_PROXY=a", false, "ALL_PROXY=c A_B_URL NO_PROXY=a,NEAR no_proxy=a,NEAR"),
+            ("HTTP_PROXY=c no_proxy=a NO_PROXY=b", false, "A_B_URL HTTP_PROXY=c NO_PROXY=b,NEAR no_proxy=a,NEAR"),
+            ("all_proxy=c no_proxy=*", false, "A_B_URL NO_PROXY=* all_proxy=c no_proxy=*"),
+            ("", true, "A_B_URL NO_PROXY=NEAR http_proxy=US no_proxy=NEAR"),
+            ("HTTP_PROXY=c http_proxy=d", true, "A_B_URL NO_PROXY=NEAR http_proxy=US no_proxy=NEAR"),
+        ] {
+            let pair = |word: &str| word.split_once('=').map(|(name, value)| (name.into(), value.into()));
+            let set = environment(
+                before.split_whitespace().filter_map(pair).collect(),
+                address,
+                ["a-b"].into_iter(),
+                is_proxy,
+            );
+            let words = set.iter().map(|(name, value)| format!("{}={}", name.display(), value.display()));
+            let found =
+                words.collect::<Vec<_>>().join(" ").replace("COUNTERSIGN_A_B_URL=http://127.0.0.1:81/a-b", "A_B_URL");
+            assert_eq!(found.replace(NEAR, "NEAR").replace("http://127.0.0.1:81", "US"), after, "{before:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_named_is_taken_out() {
+        let secrets = BTreeSet::from(["A".to_owned()]);
+        let left = without(&secrets, ["A", "a", "AA"].into_iter().map(|name| (name.into(), "x".into())));
+        assert_eq!(left.keys().collect::<Vec<_>>(), ["AA", "a"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_credentials_has_an_end() {
+        let text = "[routes.a]\nupstream = \"http://127.0.0.1:1\"\n[routes.a.bce]\n\
+                    credentials = { source = \"file\", path = \"/no/such/file\" }\n";
+        let config = config::parse(text, Path::new("/no/such/configuration"), BareSecrets::Accept).unwrap();
+        let file = (config.path.clone(), None);
+        let mut serving =
+            Serving::start(for_a_command(config), file, Vec::new(), for_a_command).unwrap_or_else(|_| panic!());
+        let began = Instant::now();
+        assert_eq!(wait(&mut serving, &mut Signals(Vec::new())).await, Ok(()));
+        assert!((PATIENCE..PATIENCE + SILENCE).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+}
