@@ -324,7 +324,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_wait_for_credentials_has_an_end() {
         let text = "[routes.a]\nupstream = \"http://127.0.0.1:1\"\n[routes.a.bce]\n\
-                    credentials = { source = \"file\", path = \"/no/such/file\" }\n";
+                    credentials = { source = \"command\", command = [\"false\"] }\n";
         let config = config::parse(text, Path::new("/no/such/configuration"), BareSecrets::Accept).unwrap();
         let file = (config.path.clone(), None);
         let mut serving =

@@ -17,6 +17,9 @@ use crate::scene::Scene;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_countersign");
 
+/// Gives traps a chance, for much longer than they need.
+const LINGER: &str = "while test ${#waited} -lt 400; do waited=x$waited; sleep 0.05; done";
+
 /// Runs a script of sh to its end, with a daemon of its own.
 fn exec(folder: &Path, configuration: &str, script: &str, adjust: impl FnOnce(&mut Command)) -> Ended {
     exec_with(folder, configuration, &["--", "sh", "-c", script, BINARY], adjust)
@@ -79,11 +82,11 @@ fn await_line(from: &mut impl BufRead, text: &str) -> String {
     }
 }
 
-/// A route whose keys are in a file that is not there yet.
+/// A route whose keys are printed once there is a file with them.
 fn late(scene: &Scene) -> String {
     format!(
-        "[routes.cert]\nupstream = \"http://{}\"\n[routes.cert.bce]\n\
-         credentials = {{ source = \"file\", path = \"keys.json\" }}\n",
+        "[routes.cert]\nupstream = \"http://{}\"\n[routes.cert.bce]\ncredentials = {{ source = \"command\", command = \
+         [\"sh\", \"-c\", \"while test -d DIR && ! cat DIR/keys.json 2>/dev/null; do sleep 0.05; done\"] }}\n",
         scene.stage.certificates
     )
 }
@@ -248,8 +251,7 @@ fn the_command_waits_for_credentials_that_come_late() {
     let folder = scene.folder();
     let script = "touch begun; curl -sSf $COUNTERSIGN_CERT_URL/v1/certificate";
     let mut running = Running::start(folder.path(), &late(&scene), script);
-    let line = await_line(&mut running.err, "waiting for the credential of cert: ");
-    assert!(line.contains("keys.json"), "{line}");
+    await_line(&mut running.err, "waiting for the credential of cert: ");
     assert!(!folder.path().join("begun").exists());
     let key = &scene.stage.access_key;
     let keys = serde_json::json!({ "AccessKeyId": key.access_key, "SecretAccessKey": key.secret_key.expose_secret() });
@@ -281,7 +283,7 @@ fn signals_are_handed_on_to_the_command() {
         [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2];
     for signal in handed_on {
         let name = signal.as_str().trim_start_matches("SIG");
-        let script = format!("trap 'echo got; exit 3' {name}; echo begun; while :; do sleep 0.05; done");
+        let script = format!("trap 'echo got; exit 3' {name}; echo begun; {LINGER}");
         let mut running = Running::start(folder.path(), &configuration, &script);
         await_line(&mut running.out, "begun");
         running.child.signal(signal);
@@ -290,9 +292,10 @@ fn signals_are_handed_on_to_the_command() {
         assert_eq!((status.code(), status.signal()), (Some(3), None), "{signal}");
     }
     // One that does not care goes on, and so does its daemon.
-    let script = "trap 'curl -sSf $COUNTERSIGN_CERT_URL/v1/certificate; exit 5' USR1; trap : TERM; echo begun; \
-                  while :; do sleep 0.05; done";
-    let mut running = Running::start(folder.path(), &configuration, script);
+    let script = format!(
+        "trap 'curl -sSf $COUNTERSIGN_CERT_URL/v1/certificate; exit 5' USR1; trap : TERM; echo begun; {LINGER}"
+    );
+    let mut running = Running::start(folder.path(), &configuration, &script);
     await_line(&mut running.out, "begun");
     running.child.signal(Signal::SIGTERM);
     running.child.signal(Signal::SIGUSR1);
@@ -306,10 +309,10 @@ fn what_is_typed_at_the_terminal_reaches_the_command_once() {
     let folder = scene.folder();
     let file = write_configuration(folder.path(), &scene.bce("cert", ""));
     let terminal = nix::pty::openpty(None, None).unwrap();
-    let script = "n=0; trap 'n=$((n + 1)); echo now $n' INT; trap 'echo had $n; exit 4' USR1; echo begun; \
-                  while :; do sleep 0.05; done";
+    let script =
+        format!("n=0; trap 'n=$((n + 1)); echo now $n' INT; trap 'echo had $n; exit 4' USR1; echo begun; {LINGER}");
     let mut command = Command::new("setsid");
-    command.args(["--ctty", BINARY, "exec", "-c"]).arg(&file).args(["--", "sh", "-c", script]);
+    command.args(["--ctty", BINARY, "exec", "-c"]).arg(&file).args(["--", "sh", "-c", &script]);
     command.stdin(terminal.slave.try_clone().unwrap()).stdout(terminal.slave.try_clone().unwrap());
     let mut running = Owned(command.stderr(terminal.slave).spawn().unwrap());
     // It holds the terminal, whose end would be its last line otherwise.
