@@ -86,7 +86,7 @@ fn await_line(from: &mut impl BufRead, text: &str) -> String {
 fn late(scene: &Scene) -> String {
     format!(
         "[routes.cert]\nupstream = \"http://{}\"\n[routes.cert.bce]\ncredentials = {{ source = \"command\", command = \
-         [\"sh\", \"-c\", \"while test -d DIR && ! cat DIR/keys.json 2>/dev/null; do sleep 0.05; done\"] }}\n",
+         [\"sh\", \"-c\", \"exec 2>/dev/null; while test -d DIR && ! cat DIR/keys.json; do sleep 0.05; done\"] }}\n",
         scene.stage.certificates
     )
 }
