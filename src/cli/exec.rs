@@ -21,7 +21,7 @@ use crate::confine;
 use crate::proxy::daemon::Print;
 use crate::proxy::listen::Address;
 
-use super::serving::{self, Serving, fail};
+use super::following::{self, Serving, fail};
 use super::{ConfigFile, Failed, complain, ways};
 
 /// Run a command with a daemon of its own, and without the secrets in its environment
@@ -42,8 +42,8 @@ pub(super) struct Arguments {
 pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
     // The limit of cores is for the command to inherit as it is.
     let privacy = confine::keep_own_memory_private();
-    let (config, file) = serving::begin(&arguments.file, privacy, for_a_command)?;
-    serving::block_on(supervise(config, file, arguments))
+    let (config, file) = following::begin(&arguments.file, privacy, for_a_command)?;
+    following::block_on(supervise(config, file, arguments))
 }
 
 /// One free port instead of every listener, so that there may be any number beside each other; and no more words among the
@@ -80,7 +80,7 @@ async fn supervise(config: Config, file: Print, arguments: &Arguments) -> Result
     let mut child = command.spawn().map_err(|error| not_started(command.get_program(), &error))?;
     // What the command was to inherit it has inherited. What was said of the memory was said at the start.
     let _ = confine::keep_memory_private();
-    serving::raise_file_limit();
+    following::raise_file_limit();
     let status = loop {
         tokio::select! {
             signal = signals.next() => hand_on(signal, &child),

@@ -13,7 +13,7 @@ use crate::confine;
 use crate::proxy::daemon::{Print, StartError};
 use crate::proxy::listen::{Address, Listener, Sharing};
 
-use super::serving::{self, Serving, fail};
+use super::following::{self, Serving, fail};
 use super::{ConfigFile, Failed};
 
 /// Run the daemon
@@ -29,9 +29,9 @@ pub(super) struct Arguments {
 
 /// Runs until a signal, or the admin listener, says otherwise.
 pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
-    let (config, file) = serving::begin(&arguments.file, confine::keep_memory_private(), |config| config)?;
-    serving::raise_file_limit();
-    serving::block_on(supervise(config, file))
+    let (config, file) = following::begin(&arguments.file, confine::keep_memory_private(), |config| config)?;
+    following::raise_file_limit();
+    following::block_on(supervise(config, file))
 }
 
 async fn supervise(config: Config, file: Print) -> Result<(), Failed> {
