@@ -1,7 +1,8 @@
 //! `countersign demo` as people meet it: in a terminal, in a pipe, and with what it invites them to paste.
 
+#![allow(clippy::unwrap_used, reason = "what does not work fails the test")]
+
 #[path = "../support/daemon.rs"]
-#[allow(clippy::unwrap_used, reason = "a daemon that does not start fails the test")]
 mod daemon;
 
 use std::fs::{File, OpenOptions};
@@ -57,16 +58,15 @@ fn normalized(text: &str) -> String {
         // A continued line begins two columns further than what it continues.
         match line.strip_prefix(CONTINUED).filter(|rest| !rest.starts_with(' ')) {
             Some(rest) => whole = format!("{} {rest}\n", whole.trim_end()),
-            None => whole += &format!("{line}\n"),
+            None => whole.extend([line, "\n"]),
         }
     }
     // What is left of a signature is random, and may hold whatever separates words.
-    let parts: Vec<_> = whole.split('…').collect();
-    let whole = match parts.split_last() {
-        Some((last, proofs)) => proofs.iter().map(|part| &part[..part.len() - 8]).chain([*last]).collect::<Vec<_>>(),
-        None => parts,
-    };
-    let whole = whole.join("…");
+    let parts = whole.split_inclusive('…').map(|part| match part.strip_suffix('…') {
+        Some(proof) => format!("{}…", proof.get(..proof.len() - 8).unwrap()),
+        None => part.to_owned(),
+    });
+    let whole: String = parts.collect();
     let words = whole.split_inclusive(SEPARATORS).map(|word| {
         let bare = word.trim_end_matches(SEPARATORS);
         let is_random = (bare.len() == 32 && bare.bytes().all(|digit| digit.is_ascii_hexdigit()))
