@@ -4,10 +4,12 @@ prints is run as it is printed.
 
 Usage: peer_doors.py BINARY | --direct
 """
-import contextlib, hashlib, itertools, json, os, random, re, socket, ssl
+import contextlib, functools, hashlib, itertools, json, os, random, re, socket, ssl, time
 from dataclasses import dataclass
 
+from callers import CALLERS
 from judges import AK, SK, TOKEN, Bce
+from pasted import Printed, paste
 from peers import Daemon, certificates, check, folder, main, needs, read, run, server_context
 from programs import HERE, Ask, Curl, Httpx, JavaClient, JavaConnection, NodeFetch, NodeHttp, Requests, Wget
 from stage import Upstream
@@ -39,6 +41,29 @@ hosts = ["cluster.example.test"]
 listen = ["127.0.0.1:0", "unix:cluster.sock"]
 tls = {{ ca = "{path}/ca.pem", cert = "{path}/client.pem", key = "{path}/client.key" }}
 [routes.cluster.mtls]
+
+# Those that follow are there for what is printed of them.
+[routes.bare]
+upstream = "tcp://127.0.0.1:{cluster}"
+hosts = ["bare.example.test"]
+tls = {{ ca = "{path}/ca.pem", cert = "{path}/client.pem", key = "{path}/client.key" }}
+[routes.bare.mtls]
+
+[routes.local]
+upstream = "https://127.0.0.1:{git}"
+listen = ["unix:it's local.sock"]
+tls = {{ ca = "{path}/ca.pem" }}
+[routes.local.bearer]
+token = "{bearer}"
+"""
+
+WITH_SDK = """
+[routes.{route}]
+upstream = "http://127.0.0.1:{port}"
+listen = ["127.0.0.1:0"]
+headers = {{ X-Route = "plain" }}
+[routes.{route}.{provider}]
+credentials = {{ access_key = "{access}", secret_key = "{secret}" }}
 """
 
 DOORS = {"host": "NAME.localhost", "path": "/NAME/", "name": "`hosts`, http_proxy", "host by proxy": "NAME.localhost, http_proxy",
@@ -72,8 +97,8 @@ OF_A_HOP = {b"host", b"connection", b"keep-alive", b"proxy-connection", b"upgrad
 class Judge:
     """An upstream that answers what `verdict` does not object to, and remembers it."""
 
-    def __init__(self, verdict=lambda received: None, context=None):
-        self.verdict, self.seen = verdict, []
+    def __init__(self, verdict=lambda received: None, context=None, replies=()):
+        self.verdict, self.replies, self.seen = verdict, replies, []
         self.upstream = Upstream(self.answer, context)
         self.port = self.upstream.port
         self.url = f"http{'s' * bool(context)}://127.0.0.1:{self.port}"
@@ -88,6 +113,9 @@ class Judge:
         self.seen.append(received)
         if received.path == b"/v1/redirect":
             return 302, [("Location", f"{self.url}/v1/landed?{received.query.decode()}")], b""
+        for part, kind, content in self.replies:
+            if part in received.target:
+                return 200, [("Content-Type", kind), ("x-bce-request-id", "interop")], content
         return 200, *self.of_docker(received)
 
     def of_docker(self, received):
@@ -117,22 +145,25 @@ class Judge:
                 for received in self.seen if received.target.endswith(mark)]
 
 
-def signed(received):
-    """Of the route `cert`."""
-    found, expected = Bce().judge(received)
-    assert found == expected, "the signature is wrong"
+def signed(scheme):
+    """The verdict on a signature."""
+    def verdict(received):
+        found, expected = scheme.judge(received)
+        assert found == expected, "the signature is wrong"
+    return verdict
 
 
 def with_the_token(received):
-    """Of the route `git`."""
     assert received.header(b"authorization") == b"Bearer " + BEARER.encode(), "the token is wrong"
 
 
-def resolves(name):
-    try:
-        return bool(socket.getaddrinfo(name, 80))
-    except socket.gaierror:
-        return False
+@functools.cache
+def resolves():
+    """Whether getaddrinfo(3), which nearly all programs ask, knows names below localhost; None if it takes long to say."""
+    began = time.monotonic()
+    with contextlib.suppress(socket.gaierror):
+        return bool(socket.getaddrinfo("cert.localhost", 80))
+    return False if time.monotonic() - began < 1 else None
 
 
 class Ways:
@@ -146,7 +177,7 @@ class Ways:
     def __call__(self, door, program):
         """The URL before the path, and what else an `Ask` needs."""
         if door == "host":
-            if program.asks_the_system and not resolves(f"{self.route}.localhost"):
+            if program.asks_the_system and not resolves():
                 return f"http://{self.shared}", {"host": self.named}
             return f"http://{self.named}", {}
         return {"path": (f"http://{self.shared}/{self.route}", {}),
@@ -246,7 +277,7 @@ def through_doors(program, daemon, judges):
 def with_doors(plan, daemon, judges):
     program, cells, cert = plan.program, {}, Ways(daemon, "cert")
     cannot = dict(program.cannot)
-    if not program.can_say_host and not resolves("cert.localhost"):
+    if not program.can_say_host and not resolves():
         cannot["host"] = f"{NO_NAME} here, and it takes no other Host"
     for door in DOORS:
         if door in cannot:
@@ -256,7 +287,7 @@ def with_doors(plan, daemon, judges):
             base, options = Ways(daemon, route)(door, program)
             some = CASES if route == "cert" else [case for case in CASES if case.name in ESSENTIAL]
             plan.add(door, judge, base, options, some)
-        cells[door] = f"with a Host header: {NO_NAME} here" if "host" in options else "ok"
+        cells[door] = f"by Host: {NO_NAME} here, so a header says it" if "host" in options else "ok"
     for door, base, options, word in (
             ("path", f"http://{cert.shared}/nobody", {}, "the routes are cert, git, cluster"),
             ("host", f"http://{cert.shared}", {"host": cert.named.replace("cert", "nobody")}, "the routes are cert, git, cluster"),
@@ -264,7 +295,7 @@ def with_doors(plan, daemon, judges):
             ("name", "http://nobody.example.test", {"proxy": cert.shared}, "use NAME.localhost")):
         if door not in cannot and (program.can_say_host or "host" not in options):
             plan.add(door, None, base, options, CASES[:1], word)
-    if program.asks_the_system and not resolves("cert.localhost"):
+    if program.asks_the_system and resolves() is False:
         plan.add("host", None, f"http://{cert.named}", {}, CASES[:1], NO_NAME)
     return cells
 
@@ -293,23 +324,35 @@ def docker(path, daemon, judge):
             assert seen(judge, host, proxy) == expected, door
             cells[door] = "ok"
         try:
-            cells["host"] = "ok" if seen(judge, f"tcp://{ways.named}") == expected else "other requests"
+            assert resolves() is not None, "lookup takes long"
+            assert seen(judge, f"tcp://{ways.named}") == expected
+            cells["host"] = "ok"
         except AssertionError as error:
-            assert "no such host" in str(error), error
+            assert "lookup" in str(error), error
             cells["host"] = f"no: {NO_NAME} here"
     return cells
 
 
 def print_table(table):
-    """Who came through which door."""
+    """Who came through which door, and below it why somebody did not, or how."""
+    notes, rows = [], [["", *DOORS.values()]]
     for program, cells in table.items():
-        print(f"{program}:")
-        for door, title in DOORS.items():
-            print(f"    {title:28} {cells[door]}")
+        row = [str(program)]
+        for door in DOORS:
+            word, _, why = cells[door].partition(": ")
+            if why and why not in notes:
+                notes.append(why)
+            row.append(f"{word} ({notes.index(why) + 1})" if why else word)
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    for number, why in enumerate(notes):
+        print(f"({number + 1}) {why}")
 
 
 def checks(binary):
-    needs("curl", "wget", "node", "java", "javac", "jar", "docker", "nginx", "openssl")
+    needs("curl", "wget", "node", "java", "javac", "docker", "nginx", "openssl")
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         del os.environ[name]
     with contextlib.ExitStack() as stack:
@@ -318,14 +361,22 @@ def checks(binary):
         mutual = server_context(path)
         mutual.verify_mode = ssl.CERT_REQUIRED
         mutual.load_verify_locations(f"{path}/ca.pem")
-        judges = {"cert": Judge(signed), "git": Judge(with_the_token, server_context(path)), "cluster": Judge(context=mutual)}
-        daemon = None
+        sdks = dict(zip(("cert", "sms", "acm", "clusters"), CALLERS))
+        # Those that the SDKs need: the rest is to see what it was that arrived.
+        replies = {route: [(part.rstrip(b"/"), *reply) for part, *reply in caller[4]] for route, caller in sdks.items()}
+        judges = {"cert": Judge(signed(Bce()), replies=replies["cert"]), "git": Judge(with_the_token, server_context(path)), "cluster": Judge(context=mutual)}
+        daemon, sources = None, [f"{HERE}/Doors.java"]
         if binary:
-            ports = {route: judge.port for route, judge in judges.items()}
-            routes = ROUTES.format(path=path, access=AK, secret=SK, token=TOKEN, bearer=BEARER, **ports)
+            keys, ports = {"access": AK, "secret": SK}, {route: judge.port for route, judge in judges.items()}
+            routes = ROUTES.format(path=path, token=TOKEN, bearer=BEARER, **keys, **ports)
+            for route, (_, scheme, *_) in list(sdks.items())[1:]:
+                judge = Judge(signed(scheme), replies=replies[route])
+                routes += WITH_SDK.format(route=route, port=judge.port, provider=scheme.table, **keys)
             daemon = stack.enter_context(Daemon(binary, routes))
-        with check("Java: compile"):
-            run(["javac", "-d", f"{path}/classes", f"{HERE}/Doors.java"], patience=60)
+            printed = Printed(binary, daemon, path)
+            sources.append(printed.java())
+        with check("doors: what is written in Java compiles"):
+            run(["javac", "-d", f"{path}/classes", *sources], patience=60)
         table = {}
         for program in (Curl(path), Wget(path), Requests(), Httpx(), NodeHttp(), NodeFetch(), JavaClient(f"{path}/classes"),
                         JavaConnection(f"{path}/classes")):
@@ -338,6 +389,7 @@ def checks(binary):
             with check("doors: the judge refuses what nobody signed"):
                 curl = Curl(path)
                 assert curl.ask(Ask("get", "GET", f"{judges['cert'].url}/v1/x")).status == 403
+            paste(printed, NASTY)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def read_message(stream, proceed=lambda: None):
         name, value = line.rstrip(b"\r\n").split(b":", 1)
         headers.append((name, value.strip(b" \t")))
     found = {name.lower(): value for name, value in headers}
-    if found.get(b"expect") == b"100-continue":
+    if found.get(b"expect", b"").lower() == b"100-continue":
         proceed()
     body = b""
     if b"chunked" in found.get(b"transfer-encoding", b""):
