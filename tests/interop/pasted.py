@@ -13,6 +13,8 @@ from huaweicloudsdksms.v3 import ShowCertKeyRequest, SmsClient
 
 from peers import PATIENCE, check, free_port, is_open, run, service
 
+SDK, DOCKER = "The vendor's SDK for Python, with any keys", "Docker, without --tls"
+
 # Whose lines are run where starting a program takes long; those of the others are of the same form.
 SLOWLY = {"cert", "bare"}
 
@@ -69,7 +71,8 @@ class Printed:
 
     def __init__(self, binary, daemon, path):
         self.path, self.told = path, {}
-        self.environment = {"PATH": os.environ["PATH"], "HOME": path, "LC_ALL": "C.UTF-8"}
+        self.environment = {name: os.environ[name] for name in ("PATH", "JAVA_TOOL_OPTIONS")}
+        self.environment |= {"HOME": path, "LC_ALL": "C.UTF-8"}
         # The same configuration at the ports that the daemon was given.
         with open(daemon.path) as file:
             text = file.read().replace("127.0.0.1:0", "127.0.0.1:%d" % daemon.address[1], 1)
@@ -79,11 +82,10 @@ class Printed:
         assert "127.0.0.1:0" not in text
         with open(os.open(f"{daemon.folder}/at-its-ports.toml", os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(text)
-        routes = re.findall(r"^\[routes\.([\w-]+)\]$", text, re.M)
-        for route in routes:
-            text = run([binary, "routes", "-c", f"{daemon.folder}/at-its-ports.toml", route]).decode()
-            assert "PORT" not in text, text
-            pieces = [piece.strip("\n").split("\n") for piece in text.split("\n\n")[1:]]
+        for route in re.findall(r"^\[routes\.([\w-]+)\]$", text, re.M):
+            output = run([binary, "routes", "-c", f"{daemon.folder}/at-its-ports.toml", route]).decode()
+            assert "PORT" not in output, output
+            pieces = [piece.strip("\n").split("\n") for piece in output.split("\n\n")[1:]]
             self.told[route] = {lines[0].removeprefix("# "): lines[1:] for lines in pieces}
 
     def lines(self, title):
@@ -111,9 +113,11 @@ def paste(printed, nasty):
     """Runs everything. `nasty` is a target that whoever rewrites it would spoil."""
     lines, sh = printed.lines, printed.sh
     root = seen()
+    titles = {title for told in printed.told.values() for title in told}
+    assert titles == {"curl", "Environment variables", "Python, with requests", "Java", "Node", "nginx", SDK, DOCKER}, titles
     with check("routes: curl"):
         for _, line in lines("curl"):
-            # Nothing but what has no say in where it goes.
+            # These have no say in where it goes.
             assert sh(line.replace("curl ", "curl -sS --max-time 20 ")) == root, line
 
     with check("routes: environment variables, for curl, wget and Python"):
@@ -161,11 +165,11 @@ def paste(printed, nasty):
 
     with check("routes: the vendors' SDKs"):
         for route, use in SDKS.items():
-            text = "\n".join(printed.told[route]["The vendor's SDK for Python, with any keys"])
+            text = "\n".join(printed.told[route][SDK])
             use(text)
 
     with check("routes: DOCKER_HOST"):
-        for _, line in lines("Docker, without --tls"):
+        for _, line in lines(DOCKER):
             assert sh(f"{line}\ndocker version --format '{{{{.Server.Version}}}}'") == "the-judge\n", line
 
 
