@@ -153,9 +153,9 @@ pub(super) fn snippets(route: &RouteSettings, doors: &[Door]) -> Vec<(String, Ve
     add("Java", direct.chain(through).collect());
 
     let direct = url.iter().map(|url| format!("await fetch(\"{url}\")"));
-    let local = socket
-        .iter()
-        .map(|(path, host)| format!("http.get({{ socketPath: {}, host: \"{host}\", path: \"/\" }})", in_quotes(&path.to_string_lossy())));
+    let local = socket.iter().map(|(path, host)| {
+        format!("http.get({{ socketPath: {}, host: \"{host}\", path: \"/\" }})", in_quotes(&path.to_string_lossy()))
+    });
     add("Node", direct.chain(local).collect());
 
     add("nginx", doors.iter().find_map(nginx).unwrap_or_default());
