@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from callers import CALLERS
 from judges import AK, SK, TOKEN, Bce
 from pasted import Printed, paste
-from peers import Daemon, certificates, check, folder, main, needs, read, run, server_context
+from peers import Daemon, certificates, check, folder, main, needs, run, server_context
 from programs import HERE, Ask, Curl, Httpx, JavaClient, JavaConnection, NodeFetch, NodeHttp, Requests, Wget
 from stage import Upstream
 
@@ -275,6 +275,7 @@ def through_doors(program, daemon, judges):
 
 
 def with_doors(plan, daemon, judges):
+    """Adds what a program asks for at the doors that it can use, with what the table says of each, and what is refused there."""
     program, cells, cert = plan.program, {}, Ways(daemon, "cert")
     cannot = dict(program.cannot)
     if not program.can_say_host and not resolves():
@@ -364,7 +365,8 @@ def checks(binary):
         sdks = dict(zip(("cert", "sms", "acm", "clusters"), CALLERS))
         # Those that the SDKs need: the rest is to see what it was that arrived.
         replies = {route: [(part.rstrip(b"/"), *reply) for part, *reply in caller[4]] for route, caller in sdks.items()}
-        judges = {"cert": Judge(signed(Bce()), replies=replies["cert"]), "git": Judge(with_the_token, server_context(path)), "cluster": Judge(context=mutual)}
+        judges = {"cert": Judge(signed(Bce()), replies=replies["cert"]), "git": Judge(with_the_token, server_context(path)),
+                  "cluster": Judge(context=mutual)}
         daemon, sources = None, [f"{HERE}/Doors.java"]
         if binary:
             keys, ports = {"access": AK, "secret": SK}, {route: judge.port for route, judge in judges.items()}

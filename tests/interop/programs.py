@@ -101,7 +101,8 @@ class Command(Program):
         starts = [found for found in re.finditer(r"^(?:< |  )HTTP/1\.1 (\d+)", log, re.M) if found[1] != "100"]
         if not starts:
             return Told(0, log.strip())
-        headers = {name.lower(): value for name, value in re.findall(r"^(?:< |  )([\w-]+): (.*?)\r?$", log[starts[-1].start():], re.M)}
+        fields = re.findall(r"^(?:< |  )([\w-]+): (.*?)\r?$", log[starts[-1].start():], re.M)
+        headers = {name.lower(): value for name, value in fields}
         body = b"".join(bodies)
         if ask.method == "HEAD":
             body = b""
