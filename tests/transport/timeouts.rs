@@ -283,9 +283,12 @@ fn a_caller_that_does_not_read_is_let_go_and_its_upstream_connection_closed() {
 #[test]
 fn a_caller_that_reads_slowly_gets_everything() {
     const LENGTH: usize = 24 << 20;
-    let upstream = Upstream::start(|mut conn| {
+    // Made before, since that takes its time too.
+    let body = vec![b'x'; LENGTH];
+    let upstream = Upstream::start(move |mut conn| {
         conn.request();
-        conn.ok(vec![b'x'; LENGTH]);
+        conn.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n"));
+        conn.send(&body);
         conn.await_end();
     });
     let daemon = daemon(&upstream.url(), "", r#"timeouts = { body = "1500ms", response = "1500ms" }"#);
