@@ -147,7 +147,7 @@ fn a_delay_ends_with_the_drain() {
 #[test]
 fn idle_callers_do_not_hold_up_the_end() {
     let upstream = Upstream::start(|conn| conn.serve("yes"));
-    let mut daemon = daemon(&upstream.url(), r#"limits.header_timeout = "300ms""#, "");
+    let mut daemon = daemon(&upstream.url(), r#"limits.header_timeout = "1s""#, "");
     let mut served = caller(&daemon);
     assert_eq!(served.get("/").status, 200);
     let mut silent = caller(&daemon);

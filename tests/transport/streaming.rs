@@ -316,7 +316,7 @@ fn an_upstream_that_stops_reading_is_let_go() {
     let plain = Upstream::start(script.clone());
     let (secure, folder) = secure_upstream(script);
     // What would end it first is off.
-    let timeouts = r#"timeouts = { body = "300ms", response = "off" }"#;
+    let timeouts = r#"timeouts = { body = "1s", response = "off" }"#;
     let daemons = [
         daemon(&plain.url(), "", timeouts),
         Daemon::start_in(
