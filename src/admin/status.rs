@@ -342,6 +342,7 @@ mod tests {
                     "last_error": null,
                     "rotation": null,
                 },
+                "last_refusal": null,
                 "certificates": [],
             }],
         });
