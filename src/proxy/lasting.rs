@@ -23,8 +23,10 @@ use super::limit::Limiter;
 use super::located::Located;
 use super::lockout::Lockouts;
 use super::refusals::Refusals;
+use super::repeats::Repeats;
 use super::servers::Approach;
 use super::state::State;
+use super::tally::Tallies;
 
 /// What all states of a daemon share.
 #[derive(Debug)]
@@ -45,6 +47,10 @@ pub struct Lasting {
     pub has_been_ready: AtomicBool,
     /// What was refused last.
     pub refusals: Refusals,
+    /// What is counted of requests.
+    pub tallies: Tallies,
+    /// What the log has said lately and need not say again.
+    pub repeats: Repeats,
     endpoints: AtomicU64,
     /// The names of the routes there ever were, each at its number.
     names: Mutex<Vec<String>>,
@@ -78,6 +84,8 @@ impl Lasting {
             is_draining: AtomicBool::new(false),
             has_been_ready: AtomicBool::new(false),
             refusals: Refusals::default(),
+            tallies: Tallies::default(),
+            repeats: Repeats::default(),
             endpoints: AtomicU64::new(0),
             names: Mutex::default(),
             skews: Mutex::default(),

@@ -138,6 +138,8 @@ pub struct Route {
     pub provider: Arc<dyn Provider>,
     /// The name of its provider.
     pub provider_name: &'static str,
+    /// The headers of replies that hold the provider's name for a request.
+    pub id_headers: &'static [&'static str],
     /// Keeps what its provider signs with.
     pub keeper: Arc<Keeper>,
     /// Sign its requests.
@@ -205,6 +207,7 @@ impl Route {
             signers: Signers::new(Arc::clone(&settings.provider), approach, Arc::clone(lasting)),
             provider: settings.provider,
             provider_name: settings.registration.name,
+            id_headers: settings.registration.id_headers,
             keeper,
             limiter,
             renewal: Rest::new(RENEWAL_REST),
