@@ -423,8 +423,7 @@ impl Reply {
         let handed_over = turn.activity().flushes();
         let length = wire.size_hint().exact();
         let (lease, account) = (Some(lease), Some(account));
-        let mut upstream =
-            FromUpstream { wire, lease, upload, concealed, handed_over, broken: None, account, length };
+        let mut upstream = FromUpstream { wire, lease, upload, concealed, handed_over, broken: None, account, length };
         if upstream.wire.is_end_stream() {
             upstream.give_back();
             upstream.tell(None);

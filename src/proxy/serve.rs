@@ -475,7 +475,8 @@ impl Worker {
         wire.set_patience(route.timeouts.body);
         // What follows the body may belong to the tunnel, so the body has to have ended.
         let reason = if wish.is_some() { hold::Reason::Needed } else { head.hold_reason(route, permit) };
-        let (body, upload) = hold::hold(wire, reason, &state.limits, &state.lasting.held, &route.cleaner, &account.received).await?;
+        let (body, upload) =
+            hold::hold(wire, reason, &state.limits, &state.lasting.held, &route.cleaner, &account.received).await?;
         if let Some(upload) = &upload {
             account.set_upload(upload);
         }
