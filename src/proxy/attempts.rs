@@ -167,6 +167,7 @@ impl Attempts<'_> {
             let request = authorize(self.head.clone(), body, &*armed.signer, endpoint, (time, &nonce), None)?;
             let way = Way {
                 pool: self.pool,
+                links: &route.links,
                 key: Key(endpoint.number),
                 endpoint,
                 timeouts: &timeouts,

@@ -21,6 +21,14 @@ pub struct Budget {
     used: AtomicUsize,
 }
 
+impl Budget {
+    /// What is held now, in octets.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
 /// A part of the budget, given back when dropped.
 #[derive(Debug)]
 pub struct Reservation {

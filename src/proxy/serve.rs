@@ -270,6 +270,7 @@ impl Worker {
         let count = Count(Rc::clone(self), Arc::clone(&state.lasting));
         self.open.set(self.open.get() + 1);
         if others >= most + SURPLUS {
+            state.lasting.turned_away.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let caller = Caller { entrance, peer, is_surplus: others >= most, activity: Activity::new() };

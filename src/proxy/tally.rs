@@ -114,7 +114,9 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn new(route: &str) -> Self {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new(route: &str) -> Self {
         Self {
             route: route.to_owned(),
             begun: Counter::default(),

@@ -1,5 +1,6 @@
-//! What is told of requests: a line each in the log.
+//! What is told of requests: a line each in the log, and what is counted.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::script::{Http, Upstream, await_that, header, request};
 use super::{caller, daemon};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, connect, exchange};
 
 /// Lines in JSON.
 pub(super) const IN_JSON: &str = "log.format = \"json\"";
@@ -261,4 +262,167 @@ fn nothing_is_told_where_nobody_wants_it() {
     daemon.signal(Signal::SIGTERM);
     daemon.wait();
     assert!(!daemon.log().contains("::access"), "{}", daemon.log());
+}
+
+const ADMIN: &str = "admin.listen = \"127.0.0.1:0\"";
+
+/// All samples, by name and labels.
+fn metrics(daemon: &Daemon) -> HashMap<String, f64> {
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let reply = exchange(connect(daemon.admin_address()), request);
+    let samples = reply.split_once("\r\n\r\n").unwrap().1.lines().filter(|line| !line.starts_with('#'));
+    let parse = |line: &str| line.rsplit_once(' ').map(|(name, value)| (name.to_owned(), value.parse().unwrap()));
+    samples.map(|line| parse(line).unwrap()).collect()
+}
+
+/// What goes up and never down.
+fn is_count(name: &str) -> bool {
+    ["_total", "_count", "_bucket", "_sum"].iter().any(|end| name.split('{').next().unwrap().ends_with(end))
+}
+
+#[expect(clippy::float_cmp, reason = "these are whole numbers")]
+fn assert_counts(counted: &HashMap<String, f64>, expected: &[(&str, f64)]) {
+    for (name, value) in expected {
+        let full = format!("countersign_{}", name.replace("up,", "route=\"up\",").replace("{up}", "{route=\"up\"}"));
+        assert_eq!(counted.get(&full), Some(value), "{full}: {counted:#?}");
+    }
+}
+
+#[test]
+fn what_was_sent_is_what_is_counted() {
+    let upstream = Upstream::start(|mut conn| {
+        while let Some((head, _)) = conn.request() {
+            match head.split(' ').nth(1).unwrap() {
+                "/dies" if conn.index == 0 => return,
+                "/cut" => {
+                    conn.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello");
+                    return;
+                }
+                "/missing" => conn.send("HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+                _ => conn.ok("hello"),
+            };
+        }
+    });
+    let daemon = daemon(&upstream.url(), &format!("{ADMIN}\nserver.workers = 2\n{IN_JSON}"), "");
+    let before = metrics(&daemon);
+    assert_counts(&before, &[("requests_total{up,status=\"2xx\"}", 0.0), ("requests_in_flight{up}", 0.0)]);
+    let mut caller = caller(&daemon);
+    caller.send(request("POST", "/", "123"));
+    caller.reply();
+    for path in ["/", "/dies", "/missing"] {
+        caller.get(path);
+    }
+    assert!(!caller.get("/cut").is_whole);
+    told(&daemon, 5);
+    let unknown = exchange(daemon.connect(), "GET / HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n");
+    assert!(unknown.starts_with("HTTP/1.1 421 "), "{unknown}");
+    let lines = told(&daemon, 6);
+    let counted = metrics(&daemon);
+    assert_counts(
+        &counted,
+        &[
+            ("requests_total{up,status=\"2xx\"}", 4.0),
+            ("requests_total{up,status=\"4xx\"}", 1.0),
+            ("requests_total{route=\"-\",status=\"4xx\"}", 1.0),
+            ("requests_in_flight{up}", 0.0),
+            ("refusals_total{route=\"-\",code=\"unknown_host\"}", 1.0),
+            ("refusals_total{up,code=\"unknown_host\"}", 0.0),
+            ("attempts_total{up}", 6.0),
+            ("retries_total{up,cause=\"endpoint\"}", 1.0),
+            ("replies_cut_total{up,by=\"upstream\"}", 1.0),
+            ("replies_cut_total{up,by=\"caller\"}", 0.0),
+            ("request_body_bytes_total{up}", 3.0),
+            ("reply_body_bytes_total{up}", 20.0),
+            ("request_own_seconds_count{up}", 5.0),
+            ("request_own_seconds_count{route=\"-\"}", 1.0),
+            ("request_upstream_seconds_count{up}", 5.0),
+            ("request_upstream_seconds_count{route=\"-\"}", 0.0),
+            ("request_upstream_seconds_bucket{le=\"+Inf\",route=\"up\"}", 5.0),
+            ("upstream_connections_opened_total{up,tls=\"none\"}", 2.0),
+            ("upstream_connections_idle{up}", 0.0),
+            ("held_bodies_bytes", 0.0),
+        ],
+    );
+    let attempts: u64 = lines.iter().map(|line| line["attempts"].as_u64().unwrap()).sum();
+    assert_eq!(attempts, 6, "the lines say what is counted: {lines:#?}");
+    let waited: f64 = lines.iter().filter_map(|line| line["upstream_ms"].as_f64()).sum();
+    let sum = counted["countersign_request_upstream_seconds_sum{route=\"up\"}"];
+    assert!((sum * 1000.0 - waited).abs() < 0.1, "{sum} {waited}");
+    let buckets: Vec<_> = ["0.0001", "0.01", "1.0", "60.0", "+Inf"]
+        .map(|le| counted[&format!("countersign_request_upstream_seconds_bucket{{le=\"{le}\",route=\"up\"}}")])
+        .to_vec();
+    assert!(buckets.is_sorted(), "{buckets:?}");
+}
+
+#[test]
+fn what_is_under_way_is_in_flight_and_its_connection_open() {
+    let upstream = Upstream::start(|mut conn| {
+        conn.request().unwrap();
+        conn.send("HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
+        conn.rest();
+    });
+    let daemon = daemon(&upstream.url(), ADMIN, "");
+    let mut caller = caller(&daemon);
+    caller.send("GET / HTTP/1.1\r\nHost: up.localhost\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n");
+    caller.head().unwrap();
+    let now = ("requests_in_flight{up}", "upstream_connections{up}", "requests_total{up,status=\"1xx\"}");
+    assert_counts(&metrics(&daemon), &[(now.0, 1.0), (now.1, 1.0), (now.2, 0.0), ("connections", 1.0)]);
+    drop(caller);
+    let is_over = || metrics(&daemon)["countersign_requests_in_flight{route=\"up\"}"] == 0.0;
+    await_that("the end of the tunnel", is_over);
+    assert_counts(&metrics(&daemon), &[(now.1, 0.0), (now.2, 1.0)]);
+}
+
+#[test]
+fn no_count_goes_back_when_the_configuration_changes() {
+    let upstream = Upstream::start(|conn| conn.serve("hello"));
+    let daemon = daemon(&upstream.url(), ADMIN, "");
+    let file = daemon.folder().join("countersign.toml");
+    let (with, idle) = (std::fs::read_to_string(&file).unwrap(), "upstream_connections_idle{up}");
+    assert_eq!(caller(&daemon).get("/").status, 200);
+    let count = "requests_total{up,status=\"2xx\"}";
+    let mut before = metrics(&daemon);
+    assert_counts(&before, &[(count, 1.0), (idle, 1.0), ("config_reloads_total{result=\"success\"}", 0.0)]);
+    let without = with.split("[routes.up]").next().unwrap();
+    for (content, reloads, failures) in [
+        (without, 1.0, 0.0),
+        ("nonsense", 1.0, 1.0),
+        (with.as_str(), 2.0, 1.0),
+        (&with.replace("the token", "another"), 3.0, 1.0),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        daemon.signal(Signal::SIGHUP);
+        await_that("the reload", || {
+            let now = metrics(&daemon);
+            now["countersign_config_reloads_total{result=\"success\"}"] >= reloads
+                && now["countersign_config_reloads_total{result=\"failure\"}"] >= failures
+        });
+        let now = metrics(&daemon);
+        for (name, value) in before.iter().filter(|(name, _)| is_count(name)) {
+            assert!(now.get(name).is_some_and(|now| now >= value), "{name} was {value}: {now:#?}");
+        }
+        before = now;
+    }
+    assert_eq!(caller(&daemon).get("/").status, 200);
+    assert_counts(&metrics(&daemon), &[(count, 2.0), ("config_last_reload_successful", 1.0)]);
+}
+
+#[test]
+fn a_resumed_session_is_told_from_a_whole_handshake() {
+    let (upstream, folder) = super::secure_upstream(|mut conn| {
+        conn.request().unwrap();
+        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nhello");
+        conn.close();
+    });
+    let top = format!("{ADMIN}\nserver.workers = 1");
+    let configuration = super::configuration(&upstream.url(), &top, "tls.ca = \"ca.pem\"");
+    let daemon = Daemon::start_in(folder, &configuration, |_| {});
+    for _ in 0..2 {
+        assert_eq!(caller(&daemon).get("/").status, 200);
+    }
+    let opened = |tls: &str| {
+        metrics(&daemon)[&format!("countersign_upstream_connections_opened_total{{route=\"up\",tls=\"{tls}\"}}")]
+    };
+    let opened = ["none", "full", "resumed"].map(opened);
+    assert_eq!(opened.map(|count| format!("{count}")), ["0", "1", "1"]);
 }
