@@ -225,10 +225,8 @@ impl Account {
         if code.is_some_and(|code| !self.desk.lasting.repeats.admit(route, code)) {
             return;
         }
-        let path = match line.has_query {
-            true => line.uri.path_and_query().map_or("", PathAndQuery::as_str),
-            false => line.uri.path(),
-        };
+        let path_and_query = line.uri.path_and_query().filter(|_| line.has_query);
+        let path = path_and_query.map_or(line.uri.path(), PathAndQuery::as_str);
         let said = line.said.borrow();
         let attempts = self.attempts.get();
         let retry = self.retries.get().words();

@@ -165,15 +165,7 @@ impl Attempts<'_> {
             let corrected = if route.follows_clock { endpoint.skew.millis() } else { 0 };
             let time = Timestamp(ours.0.saturating_add(corrected));
             let request = authorize(self.head.clone(), body, &*armed.signer, endpoint, (time, &nonce), None)?;
-            let way = Way {
-                pool: self.pool,
-                links: &route.links,
-                key: Key(endpoint.number),
-                endpoint,
-                timeouts: &timeouts,
-                limits: &self.state.limits,
-                own: &self.state.own,
-            };
+            let way = self.way(endpoint, &timeouts);
             let began = Instant::now();
             self.account.send(began, retries);
             let (response, lease) = match send::send(way, choice, request, self.upload).await {
@@ -238,6 +230,12 @@ impl Attempts<'_> {
                 lease.give_back(true);
             }
         }
+    }
+
+    fn way<'w>(&'w self, endpoint: &'w Endpoint, timeouts: &'w Timeouts) -> Way<'w> {
+        let (route, state) = (self.route, self.state);
+        let (links, limits, own) = (&route.links, &state.limits, &*state.own);
+        Way { pool: self.pool, links, key: Key(endpoint.number), endpoint, timeouts, limits, own }
     }
 
     fn timeouts(&self) -> Timeouts {

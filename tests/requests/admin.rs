@@ -82,7 +82,7 @@ fn check_metrics(text: &str) -> BTreeSet<String> {
             let [kind, name, rest] = declared.splitn(3, ' ').collect::<Vec<_>>().try_into().unwrap();
             assert!(name.starts_with("countersign_") && !rest.is_empty(), "{line}");
             match kind {
-                "HELP" => family = name.to_owned(),
+                "HELP" => name.clone_into(&mut family),
                 "TYPE" => {
                     let suffix = match rest {
                         "counter" => "_total",
