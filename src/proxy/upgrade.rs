@@ -106,6 +106,7 @@ impl Tunnel {
         let (Ok(caller), Ok(upstream)) = (caller.await, upstream.await) else { return };
         drop(lease);
         activity.set_tunnel();
+        debug!(id = &*account.id, "a tunnel is open");
         let Ok(parts) = upstream.downcast::<TokioIo<Counted<Stream>>>() else { return };
         let mut upstream = parts.io.into_inner().into_inner();
         upstream.endure();
