@@ -280,7 +280,6 @@ fn is_count(name: &str) -> bool {
     ["_total", "_count", "_bucket", "_sum"].iter().any(|end| name.split('{').next().unwrap().ends_with(end))
 }
 
-#[expect(clippy::float_cmp, reason = "these are whole numbers")]
 fn assert_counts(counted: &HashMap<String, f64>, expected: &[(&str, f64)]) {
     for (name, value) in expected {
         let full = format!("countersign_{}", name.replace("up,", "route=\"up\",").replace("{up}", "{route=\"up\"}"));
