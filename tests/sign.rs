@@ -331,14 +331,6 @@ fn what_the_daemon_would_refuse_is_refused_with_its_code() {
 }
 
 #[test]
-fn the_demonstration_accepts_what_is_right_and_refuses_what_is_wrong() {
-    let output = Command::new(env!("CARGO_BIN_EXE_countersign")).args(["demo", "--once"]).output().unwrap();
-    let told = text(&output);
-    assert!(told.contains("All were accepted; with a wrong secret all were refused."), "{told}");
-    assert_eq!(told.matches("a wrong secret    refused: ").count(), 7, "{told}");
-}
-
-#[test]
 fn exit_codes_tell_the_command_line_from_the_request_and_the_configuration() {
     let folder = tempfile::tempdir().unwrap();
     for (code, arguments) in [
