@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -34,13 +35,14 @@ use super::body::{Outgoing, Reply, Source, Upload, Wire};
 use super::caller::{Caller, Stream, TimedStream};
 use super::clean;
 use super::error::{Code, Error};
-use super::guard::{self, Peer, Permit};
+use super::guard::{self, Permit};
 use super::head::Head;
 use super::hold;
 use super::lasting::Lasting;
 use super::listen::{BoundSocket, Listener};
 use super::location::View;
 use super::nonce::Nonces;
+use super::peer::Peer;
 use super::respond;
 use super::route::Entrance;
 use super::state::{Access, Route, State};
@@ -247,7 +249,7 @@ impl Worker {
                 () = &mut close => return,
             };
             match accepted {
-                Ok((stream, peer)) => self.welcome(ear.entrance.get(), stream, peer),
+                Ok((stream, address)) => self.welcome(ear.entrance.get(), stream, address),
                 Err(error) => {
                     // Most likely the file descriptors have run out: those in use must end first.
                     warn!(%error, "a connection cannot be accepted");
@@ -257,7 +259,7 @@ impl Worker {
         }
     }
 
-    fn welcome(self: &Rc<Self>, entrance: Entrance, stream: Stream, peer: Peer) {
+    fn welcome(self: &Rc<Self>, entrance: Entrance, stream: Stream, address: Option<SocketAddr>) {
         let state = self.state();
         let most = state.limits.connections;
         let others = state.lasting.connections.fetch_add(1, Ordering::Relaxed);
@@ -266,6 +268,7 @@ impl Worker {
         if others >= most + SURPLUS {
             return;
         }
+        let peer = Peer::of(&stream, address, state.asks(entrance));
         let caller = Caller { entrance, peer, is_surplus: others >= most, activity: Activity::new() };
         tokio::task::spawn_local(Rc::clone(self).converse(caller, stream, count));
     }
@@ -417,7 +420,7 @@ impl Worker {
             }
         };
         respond::name(&mut response, &id);
-        if caller.is_surplus {
+        if caller.is_surplus || !caller.peer.was_asked(state.asks(caller.entrance)) {
             // A connection stays what it was when it came, so a caller that is to be served needs another.
             if version == Version::HTTP_2 {
                 caller.activity.retire();
@@ -456,7 +459,8 @@ impl Worker {
         }
         let is_welcome_page = guard::browser(headers, way.door, way.authority.as_ref(), &state.origins)?;
         if let Some(callers) = &route.callers {
-            callers.admit(caller.peer, headers)?;
+            let admitted = callers.admit(&caller.peer, headers);
+            admitted.inspect_err(|error| caller.peer.log_denied(&route.name, id, error))?;
         }
         let (mut head, permit) = Head::ready(route, parts.method, way.target, parts.headers)?;
         let answer = |authority| route.provider.answer(&head.method, head.path_and_query().0, authority);
