@@ -24,12 +24,13 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use textwrap::WordSplitter;
 
 use crate::config::{self, Config};
 
 /// A local daemon that holds credentials so that programs need not: plain HTTP in, signed requests over TLS out.
 #[derive(Debug, Parser)]
-#[command(name = "countersign", version = VERSION.as_str(), disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(name = "countersign", version = VERSION.as_str(), disable_help_subcommand = true, after_help = EXAMPLES, max_term_width = COLUMNS)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -161,6 +162,14 @@ fn print(data: impl AsRef<[u8]>) {
     let _ = out.write_all(data.as_ref()).and_then(|()| out.flush());
 }
 
+/// Lines for a terminal of 80 columns: a label, and beside it a text.
+fn wrap(label: &str, text: &str) -> String {
+    let indent = " ".repeat(label.chars().count());
+    let options = textwrap::Options::new(COLUMNS).initial_indent(label).subsequent_indent(&indent);
+    // What has a hyphen in it is a name, most likely.
+    textwrap::fill(text, options.break_words(false).word_splitter(WordSplitter::NoHyphenation)) + "\n"
+}
+
 /// The version, and the commit where it was known at build time.
 static VERSION: LazyLock<String> = LazyLock::new(|| version(option_env!("COUNTERSIGN_COMMIT")));
 
@@ -168,6 +177,9 @@ fn version(commit: Option<&str>) -> String {
     let version = env!("CARGO_PKG_VERSION");
     commit.filter(|commit| !commit.is_empty()).map_or(version.to_owned(), |commit| format!("{version} ({commit})"))
 }
+
+/// How wide a line for people is, at most.
+const COLUMNS: usize = 80;
 
 const EXAMPLES: &str = "\
 Examples:
