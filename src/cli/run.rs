@@ -30,7 +30,7 @@ use super::{ConfigFile, Failed, complain};
 pub(super) struct Arguments {
     #[command(flatten)]
     file: ConfigFile,
-    /// Do not confine the process (it is not confined yet)
+    /// Do not confine the process to the files that it needs
     #[arg(long)]
     no_sandbox: bool,
 }
@@ -48,6 +48,11 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
     }
     for warning in &config.warnings {
         warn!("{}", warning.of(&config.path));
+    }
+    if arguments.no_sandbox {
+        info!("not confined: --no-sandbox");
+    } else {
+        confine::confine(&config.needs());
     }
     raise_file_limit();
     let mut builder = tokio::runtime::Builder::new_current_thread();
