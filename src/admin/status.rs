@@ -196,6 +196,13 @@ pub fn readiness(state: &State, readiness: Readiness) -> Result<(), String> {
     if state.lasting.is_draining.load(Ordering::Relaxed) {
         return Err("draining".to_owned());
     }
+    let reasons = awaited(state, readiness);
+    if reasons.is_empty() { Ok(()) } else { Err(format!("not ready: {}", reasons.join("; "))) }
+}
+
+/// The routes that are not ready, in this sense, each with the reason: `NAME: why`.
+#[must_use]
+pub fn awaited(state: &State, readiness: Readiness) -> Vec<String> {
     let is_ready = |route: &Route| match readiness {
         Readiness::Reached => state.has_been_ready() || route.keeper.has_been_usable(),
         Readiness::Now => route.keeper.is_usable(),
@@ -204,8 +211,7 @@ pub fn readiness(state: &State, readiness: Readiness) -> Result<(), String> {
         Some((_, message)) => format!("{}: {message}", route.name),
         None => format!("{}: its credential is awaited", route.name),
     };
-    let reasons: Vec<_> = state.routes.iter().filter(|route| !is_ready(route)).map(|route| why(route)).collect();
-    if reasons.is_empty() { Ok(()) } else { Err(format!("not ready: {}", reasons.join("; "))) }
+    state.routes.iter().filter(|route| !is_ready(route)).map(|route| why(route)).collect()
 }
 
 #[cfg(test)]

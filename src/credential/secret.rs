@@ -55,7 +55,12 @@ impl SecretRef {
     fn keeper(value: &Value<'_>) -> Option<Keeper> {
         let table =
             value.table_as("a string in quotes, or a reference such as { env = \"NAME\" } or { file = \"PATH\" }")?;
-        let environment = table.get("env").map(|v| v.string().map(|name| Keeper::Environment(name.to_owned())));
+        let environment = table.get("env").map(|v| {
+            v.string().map(|name| {
+                v.reader().secret_variable(name);
+                Keeper::Environment(name.to_owned())
+            })
+        });
         let file = table.get("file").map(|v| v.string().map(|path| Keeper::File(v.reader().path(path))));
         let credential = table.get("credential").map(|v| {
             v.parse(|name| {
@@ -78,15 +83,6 @@ impl SecretRef {
             return None;
         }
         keeper
-    }
-
-    /// The environment variable that the secret is read from, if it is.
-    #[must_use]
-    pub fn environment_variable(&self) -> Option<&str> {
-        match &self.keeper {
-            Keeper::Environment(name) => Some(name),
-            _ => None,
-        }
     }
 
     /// The file that the secret is read from, if it is.
@@ -253,8 +249,12 @@ mod tests {
     fn what_a_program_prints_counts_only_if_it_ends_well() {
         assert_eq!(shell("echo secret", PATIENCE).unwrap().as_slice(), b"secret\n");
         assert_eq!(shell("echo secret; exit 3", PATIENCE).unwrap_err(), "sh ended with exit status: 3");
-        for script in ["head -c 70000 /dev/zero", "head -c 70000 /dev/zero; exit 3", "trap '' PIPE; yes; sleep 60"] {
-            let error = shell(script, Duration::from_secs(5)).unwrap_err();
+        for (script, patience) in [
+            ("head -c 70000 /dev/zero", PATIENCE),
+            ("head -c 70000 /dev/zero; exit 3", PATIENCE),
+            ("trap '' PIPE; yes; sleep 60", Duration::from_secs(5)),
+        ] {
+            let error = shell(script, patience).unwrap_err();
             assert_eq!(error, "sh: it printed more than 65536 octets", "{script}");
         }
     }

@@ -5,6 +5,8 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/script.rs"]
 mod script;
 #[path = "../support/scripted.rs"]
@@ -19,6 +21,7 @@ mod calls;
 mod clean;
 mod commands;
 mod doors;
+mod exec;
 mod guard;
 mod huawei;
 mod import;
