@@ -2,8 +2,8 @@
 //!
 //! It keeps its memory to itself, gains no privileges any more, and reads and writes no files but those that it needs
 //! (Landlock, landlock(7)). The rules are on folders: one on a file would go with the file when another one is put in its
-//! place. They hold for the thread that makes them and for all that it starts, so they are made before any other is started, and nobody can
-//! take them back: what a later configuration needs beyond them takes a restart.
+//! place. They hold for the thread that makes them and for all that it starts, so they are made before any other is
+//! started. Nobody can take them back: what a later configuration needs beyond them takes a restart.
 //!
 //! The network is left as it is, since a reload may name other upstreams and other ports.
 
@@ -57,7 +57,8 @@ pub struct Needs {
     pub runs_programs: bool,
 }
 
-/// Confines the process for good, as far as this kernel can, and logs how far that is. Call it before there is another thread.
+/// Confines the process for good, as far as this kernel can, and logs how far that is. Call it before there is another
+/// thread.
 pub fn confine(needs: &Needs) {
     if let Err(error) = set_no_new_privs(true) {
         warn!(%error, "the process cannot give up new privileges");
@@ -71,10 +72,13 @@ pub fn confine(needs: &Needs) {
         Ok(LandlockStatus::Available { effective_abi, .. }) => {
             IS_CONFINED.store(true, Ordering::Relaxed);
             let (read, sockets) = (List(&reach.read), List(&reach.sockets));
-            info!(%read, %sockets, landlock = %effective_abi, "confined: beside what is the system's, it reads only there, makes sockets only there, and runs nothing");
+            info!(
+                %read, %sockets, landlock = %effective_abi,
+                "confined: beside what is the system's, it reads and makes sockets only in these folders, and runs nothing"
+            );
         }
         Ok(_) => {
-            warn!("not confined to its files: this kernel has no Landlock (Linux 5.13, and `landlock` in its lsm=)")
+            warn!("not confined to its files: this kernel has no Landlock (Linux 5.13, and `landlock` in its lsm=)");
         }
         Err(error) => warn!(%error, "not confined to its files"),
     }
@@ -153,19 +157,22 @@ impl fmt::Display for List<'_> {
     }
 }
 
-/// Words about why a file cannot be read: the kernel gives the same reason for what its mode forbids and for what we have
-/// given up.
+/// Words about why a file cannot be read: the kernel gives the same reason for what its mode forbids and for what the
+/// process has given up.
+#[must_use]
 pub fn unreadable<'a>(error: &'a io::Error, path: &Path) -> impl fmt::Display + use<'a> {
     Explained { error, is_ours: is_ours(error) && access(path, Access::READ_OK).is_ok() }
 }
 
 /// The same where a socket cannot be made.
+#[must_use]
 pub fn unbindable<'a>(error: &'a io::Error, path: &Path) -> impl fmt::Display + use<'a> {
     let folder = path.parent().unwrap_or(path);
     Explained { error, is_ours: is_ours(error) && access(folder, Access::WRITE_OK | Access::EXEC_OK).is_ok() }
 }
 
 /// The same where a program cannot be run.
+#[must_use]
 pub fn not_run(error: &io::Error) -> impl fmt::Display {
     Explained { error, is_ours: is_ours(error) }
 }
@@ -199,8 +206,9 @@ const VETTED: ABI = ABI::V6;
 /// How many links the kernel follows on a path.
 const MOST_LINKS: usize = 40;
 
-/// What is the system's: how names are resolved, whom everybody trusts, the libraries of both, how many cores there are,
-/// and what the kernel tells of callers.
+/// What is the system's: how names are resolved, whom everybody trusts, the libraries of both, how many cores there
+/// are, and what the kernel tells of callers. `/proc` does not give other processes' memory and environment away: the
+/// kernel takes reading them for tracing, which a confined process may not.
 const SYSTEM: [&str; 16] = [
     "/etc",
     "/usr",

@@ -2,12 +2,13 @@
 //!
 //! On a Unix socket the kernel keeps the other end's user and primary group from the moment that it connected
 //! (`SO_PEERCRED`). Its other groups (`SO_PEERGROUPS`) no safe interface tells, so they are read out of `/proc`, under the
-//! protection of a descriptor for the process (`SO_PEERPIDFD`, since Linux 6.5): while that names the process, nobody else has its
-//! number. What the system's database says of the user would be another matter: a service may have groups that are not
-//! written there, and a program may have given up those that are.
+//! protection of a descriptor for the process (`SO_PEERPIDFD`, since Linux 6.5): while that names the process, nobody
+//! else has its number. What the system's database says of the user would be another matter: a service may have groups
+//! that are not written there, and a program may have given up those that are.
 //!
-//! On TCP the kernel tells the user who made the other end's socket ([`socket_diag`]), if that is on this machine. It tells no process: to
-//! find one, everybody's open files would have to be looked through, and those of other users are closed to us.
+//! On TCP the kernel tells the user who made the other end's socket ([`socket_diag`]), if that is on this machine. It
+//! tells no process: to find one, everybody's open files would have to be looked through, and those of other users are
+//! closed to us.
 
 use std::fmt;
 use std::fs::File;
@@ -128,11 +129,12 @@ fn owner(stream: &TcpStream, address: SocketAddr) -> Option<u32> {
     let uid = found.unwrap_or_else(|error| {
         static WARNED: Once = Once::new();
         WARNED.call_once(|| {
-            warn!(%error, "the kernel does not tell who callers on TCP are, so `callers.uid` denies them: is AF_NETLINK forbidden?");
+            let denied = "the kernel does not tell who callers on TCP are, so `callers.uid` denies them";
+            warn!(%error, "{denied}: is AF_NETLINK forbidden?");
         });
         None
     });
-    // While our end is open, no other connection can have the same two ports: else the answer could be about a later one.
+    // While our end is open, no other connection has the same two ports: else the answer could be about a later one.
     stream.peer_addr().ok()?;
     known(uid?, overflow().uid)
 }
