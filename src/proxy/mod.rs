@@ -1,5 +1,6 @@
 //! The way of a request, one file a step.
 
+pub mod access;
 pub mod activity;
 pub mod attempts;
 pub mod authorize;
@@ -22,6 +23,7 @@ pub mod lockout;
 pub mod nonce;
 pub mod peer;
 pub mod refusals;
+pub mod repeats;
 pub mod respond;
 pub mod route;
 pub mod send;
@@ -31,6 +33,7 @@ pub mod signers;
 pub mod socket_diag;
 pub mod state;
 pub mod streams;
+pub mod tally;
 pub mod upgrade;
 pub mod verdict;
 
