@@ -16,7 +16,7 @@
 //!    of each other is in [`proxy::activity`]. Over HTTP/2 each request is a task of its own ([`proxy::streams`]).
 //! 2. **route** ([`proxy::route`]): listener, authority and path say which route is meant. What could be meant in two ways
 //!    is refused, and so is a foreign name that somebody made resolve to this machine.
-//! 3. **guard** ([`proxy::guard`]): other pages' scripts, requests that `allow` does not name and strangers to `callers`
+//! 3. **guard** ([`proxy::guard`], with the kernel's word on who calls in [`proxy::peer`]): other pages' scripts, requests that `allow` does not name and strangers to `callers`
 //!    go no further.
 //! 4. **clean** ([`proxy::clean`]): hop-by-hop headers and callers' own credentials are removed, then the route's headers
 //!    are set. From here to the signature the request is a [`proxy::head`] and its body.
@@ -75,7 +75,8 @@
 //!   streams, heads and held bodies have bounds. A tunnel alone may be silent for as long as its two sides like.
 //! - **Secrets are shown to nobody.** [`credential::SecretString`] masks itself; a rejected value of the configuration is
 //!   never repeated, since it may be a secret under a misspelt key ([`settings`]); libraries are not heard below `warn`
-//!   ([`telemetry`]). The daemon's memory is closed to other processes of its user ([`confine`]).
+//!   ([`telemetry`]). The daemon's memory is closed to other processes of its user, and it reaches no files but those that it needs
+//!   ([`confine`]).
 //!
 //! # Where things are known
 //!

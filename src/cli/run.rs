@@ -22,7 +22,7 @@ use super::{ConfigFile, Failed};
 pub(super) struct Arguments {
     #[command(flatten)]
     file: ConfigFile,
-    /// Do not confine the process (it is not confined yet)
+    /// Do not confine the process to the files that it needs
     #[arg(long)]
     no_sandbox: bool,
 }
@@ -30,6 +30,12 @@ pub(super) struct Arguments {
 /// Runs until a signal, or the admin listener, says otherwise.
 pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
     let (config, file) = following::begin(&arguments.file, confine::keep_memory_private(), |config| config)?;
+    if arguments.no_sandbox {
+        info!("not confined: --no-sandbox");
+    } else {
+        // Before there is another thread.
+        confine::confine(&config.needs());
+    }
     following::raise_file_limit();
     following::block_on(supervise(config, file))
 }

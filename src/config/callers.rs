@@ -6,20 +6,15 @@ use ipnet::IpNet;
 
 use crate::credential::SecretRef;
 use crate::proxy::guard::CallersSettings;
+use crate::proxy::peer::NOBODY;
 use crate::settings::{Table, Value};
 
-/// Reads a `callers` table.
-pub(super) fn read(table: Table<'_>) -> CallersSettings {
-    // The highest number is the kernel's "no one".
-    let id = |value: &Value<'_>| value.integer(0, u32::MAX - 1);
-    let ids = |key, missing: &str| {
-        let value = table.get(key)?;
-        value.warning(missing);
-        value.some_of(id)
-    };
+/// Reads a `callers` table; also returns its `gid`, which does not make sense everywhere.
+pub(super) fn read(table: Table<'_>) -> (CallersSettings, Option<Value<'_>>) {
+    let gid = table.get("gid");
     let callers = CallersSettings {
-        uid: ids("uid", "over TCP not in effect yet: callers are denied there, whoever they are"),
-        gid: ids("gid", "supplementary groups are not looked at yet: the caller's primary group alone counts"),
+        uid: table.get("uid").and_then(|value| value.some_of(id)),
+        gid: gid.as_ref().and_then(|value| value.some_of(id)),
         net: table.get("net").and_then(|value| value.some_of(network)),
         token: table.get("token").and_then(|value| SecretRef::secret(&value)),
     };
@@ -27,7 +22,16 @@ pub(super) fn read(table: Table<'_>) -> CallersSettings {
         table.error("nothing is asked of callers: give `uid`, `gid`, `net` or `token`, or leave `callers` out");
     }
     table.finish();
-    callers
+    (callers, gid)
+}
+
+fn id(value: &Value<'_>) -> Option<u32> {
+    // The highest number is the kernel's "no one".
+    let id = value.integer(0, u32::MAX - 1)?;
+    if id == NOBODY {
+        value.warning("lets nobody in: the kernel says this number of everybody whom it has none for");
+    }
+    Some(id)
 }
 
 fn network(value: &Value<'_>) -> Option<IpNet> {

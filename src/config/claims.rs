@@ -20,6 +20,13 @@ pub(super) enum Owner<'a> {
     Route(&'a str),
 }
 
+impl Owner<'_> {
+    /// True if the route is reached through this one's listeners.
+    fn leads_to(&self, route: &Claimant<'_>) -> bool {
+        matches!(self, Self::Server) || matches!(self, Self::Route(name) if *name == route.name)
+    }
+}
+
 impl fmt::Display for Owner<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -50,6 +57,8 @@ struct Claimant<'a> {
     name: &'a str,
     key: Value<'a>,
     asks_callers: bool,
+    /// Its `callers.gid`.
+    gid: Option<Value<'a>>,
 }
 
 impl<'a> Claims<'a> {
@@ -85,14 +94,15 @@ impl<'a> Claims<'a> {
         Some(host)
     }
 
-    /// Enters a route; `asks_callers` is true if it has `callers`.
-    pub(super) fn route(&mut self, name: &'a str, key: &Value<'a>, asks_callers: bool) {
-        self.routes.push(Claimant { name, key: key.clone(), asks_callers });
+    /// Enters a route; `asks_callers` is true if it has `callers`, of which `gid` is a part.
+    pub(super) fn route(&mut self, name: &'a str, key: &Value<'a>, asks_callers: bool, gid: Option<Value<'a>>) {
+        self.routes.push(Claimant { name, key: key.clone(), asks_callers, gid });
     }
 
     /// Reports what can be seen only once the whole file was read.
     pub(super) fn check(&self, domains: &[String], allow_remote: bool) {
         self.check_hosts(domains);
+        self.check_groups();
         for (owner, address, value) in &self.listeners {
             let Some(value) = value.as_ref().filter(|_| !address::is_local(address)) else { continue };
             if !allow_remote {
@@ -103,10 +113,20 @@ impl<'a> Claims<'a> {
                 continue;
             }
             for route in &self.routes {
-                let is_reached = matches!(owner, Owner::Server) || *owner == Owner::Route(route.name);
-                if is_reached && !route.asks_callers {
+                if owner.leads_to(route) && !route.asks_callers {
                     route.key.error_at_key("`callers` is missing: other machines can reach this route");
                 }
+            }
+        }
+    }
+
+    fn check_groups(&self) {
+        for route in &self.routes {
+            let mut leading = self.listeners.iter().filter(|(owner, ..)| owner.leads_to(route));
+            if let Some(gid) = &route.gid
+                && leading.all(|(_, address, _)| matches!(address, Address::Tcp(_)))
+            {
+                gid.warning("lets nobody in: groups are known on Unix sockets alone, and none leads here");
             }
         }
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use secrecy::zeroize::Zeroizing;
 
+use crate::confine;
 use crate::settings::{BareSecrets, Place, Reader, Remark};
 
 /// No configuration file was named, and none is where it is looked for.
@@ -53,7 +54,8 @@ pub(super) struct Contents {
 /// Reads a configuration file.
 pub(super) fn read(path: &Path) -> Result<Contents, Remark> {
     let whole = |message: String| Remark { place: Place::default(), message };
-    let trouble = |error: io::Error| whole(format!("cannot read the configuration: {error}"));
+    let trouble =
+        |error: io::Error| whole(format!("cannot read the configuration: {}", confine::unreadable(&error, path)));
     let file = File::open(path).map_err(trouble)?;
     let metadata = file.metadata().map_err(trouble)?;
     if metadata.is_dir() {

@@ -16,6 +16,8 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::confine::Needs;
+use crate::credential::{SecretRef, Source};
 use crate::proxy::{Limits, RouteSettings, ServerSettings, listen};
 use crate::settings::{BareSecrets, Reader, Remark, Table};
 
@@ -51,6 +53,30 @@ pub struct Config {
     pub secret_variables: BTreeSet<String>,
     /// What is legal but unwise, or not in effect yet, in the order of the file.
     pub warnings: Vec<Remark>,
+}
+
+impl Config {
+    /// What it takes to run it, and to go on when a file changes.
+    #[must_use]
+    pub fn needs(&self) -> Needs {
+        let tls = self.routes.iter().flat_map(|route| route.tls.files()).chain(&self.server.extra_ca);
+        let sources: Vec<_> = self.routes.iter().map(|route| route.provider.source()).collect();
+        let tokens: Vec<_> = self.routes.iter().filter_map(|route| route.callers.as_ref()?.token.as_ref()).collect();
+        let files = tls.map(|file| file.path.clone()).chain(sources.iter().flat_map(|source| source.files()));
+        let files = files.chain(tokens.iter().filter_map(|token| token.file()));
+        let listeners = self.server.listen.iter().chain(self.routes.iter().flat_map(|route| &route.listen));
+        let listeners = listeners.chain(self.admin.as_ref().map(|admin| &admin.listen));
+        let socket = |address: &listen::Address| match address {
+            listen::Address::Unix { path, .. } => Some(path.clone()),
+            _ => None,
+        };
+        Needs {
+            files: std::iter::once(self.path.clone()).chain(files).collect(),
+            sockets: listeners.filter_map(socket).collect(),
+            runs_programs: tokens.into_iter().any(SecretRef::runs_a_program)
+                || sources.into_iter().any(Source::runs_programs),
+        }
+    }
 }
 
 /// The admin listener.

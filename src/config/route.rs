@@ -63,8 +63,10 @@ pub(super) fn read<'a>(
     let mut set = |key| table.get(key).map(|value| headers::read(&value, &taken, &mut seen)).unwrap_or_default();
     let (headers, default_headers) = (set("headers"), set("default_headers"));
     let callers = table.get("callers");
+    let asks_callers = callers.is_some();
+    let (callers, gid) = callers.and_then(|value| value.table()).map(callers::read).unzip();
     if is_named {
-        claims.route(name, value, callers.is_some());
+        claims.route(name, value, asks_callers, gid.flatten());
     }
     let hosts = table.read("hosts", Vec::new(), |v| v.list_of(|v| claims.host(shown, v)));
     let listen = table.read("listen", Vec::new(), |v| Some(claims.listeners(Owner::Route(shown), v)));
@@ -82,7 +84,6 @@ pub(super) fn read<'a>(
              name in `allow` what may pass",
         );
     }
-    let callers = callers.and_then(|value| value.table()).map(callers::read);
     let keep = table.read("keep", Vec::new(), |v| headers::keep(v, &taken));
     let expose = table.read("expose", Vec::new(), |v| headers::expose(v, known.map(Provider::conceals)));
     let follows_clock = table.read("clock", true, |value| value.choice(&[("auto", true), ("local", false)]));

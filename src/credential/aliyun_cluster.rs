@@ -140,6 +140,10 @@ impl Fetch for AliyunCluster {
         self.source.files()
     }
 
+    fn runs_programs(&self) -> bool {
+        self.source.runs_programs()
+    }
+
     fn ttl(&self) -> Option<Duration> {
         Some(EVERY)
     }

@@ -42,6 +42,10 @@ impl Fetch for Command {
         format!("command {:?}", self.argv)
     }
 
+    fn runs_programs(&self) -> bool {
+        true
+    }
+
     fn margins(&self) -> Margins {
         MARGINS
     }

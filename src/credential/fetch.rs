@@ -30,6 +30,11 @@ pub trait Fetch: fmt::Debug + Send + Sync {
         self.references().into_iter().filter_map(SecretRef::file).collect()
     }
 
+    /// True if it runs programs other than those of its references.
+    fn runs_programs(&self) -> bool {
+        false
+    }
+
     /// After how long to ask anew, whatever the end of what was fetched.
     fn ttl(&self) -> Option<Duration> {
         None

@@ -217,6 +217,10 @@ impl Fetch for HuaweiIds {
         self.source.files().into_iter().chain(ca).collect()
     }
 
+    fn runs_programs(&self) -> bool {
+        self.source.runs_programs()
+    }
+
     fn ttl(&self) -> Option<Duration> {
         self.source.ttl()
     }

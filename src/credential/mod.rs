@@ -200,6 +200,13 @@ impl Source {
         }
     }
 
+    /// True if it runs programs.
+    #[must_use]
+    pub fn runs_programs(&self) -> bool {
+        matches!(self, Self::Fetched(fetch) if fetch.runs_programs())
+            || self.references().into_iter().any(SecretRef::runs_a_program)
+    }
+
     /// After how long it is to be read anew, for what says so.
     fn ttl(&self) -> Option<Duration> {
         match self {

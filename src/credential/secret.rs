@@ -11,6 +11,7 @@ use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
+use crate::confine;
 use crate::settings::{Place, Remark, Value};
 
 /// Where a secret is kept.
@@ -94,6 +95,12 @@ impl SecretRef {
         }
     }
 
+    /// True if it is what a program prints.
+    #[must_use]
+    pub fn runs_a_program(&self) -> bool {
+        matches!(self.keeper, Keeper::Command { .. })
+    }
+
     /// After how long the command that prints the secret is to run again.
     #[must_use]
     pub fn ttl(&self) -> Option<Duration> {
@@ -160,7 +167,8 @@ fn systemd_credential(name: &str) -> Result<PathBuf, &'static str> {
 
 pub(super) fn read_file(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let shown = path.display();
-    let file = std::fs::File::open(path).map_err(|error| format!("cannot open {shown}: {error}"))?;
+    let cannot = |error| format!("cannot open {shown}: {}", confine::unreadable(&error, path));
+    let file = std::fs::File::open(path).map_err(cannot)?;
     let octets = read_all(file).map_err(|error| format!("cannot read {shown}: {error}"))?;
     octets.ok_or_else(|| format!("{shown} holds more than {MOST} octets"))
 }
@@ -182,7 +190,7 @@ pub(super) fn run(argv: &[String], patience: Duration) -> Result<Zeroizing<Vec<u
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("cannot run {program}: {error}"))?;
+        .map_err(|error| format!("cannot run {program}: {}", confine::not_run(&error)))?;
     let output = child.stdout.take();
     let (sender, receiver) = mpsc::sync_channel(1);
     // The reader ends with the child's standard output, which ends at the latest when the child is killed.

@@ -22,7 +22,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::upstream::flow::Flow;
 
 use super::activity::{Activity, BUSY, HEAD, IDLE, SWITCHING};
-use super::guard::Peer;
+use super::peer::Peer;
 use super::route::Entrance;
 
 /// What a request needs to know of the connection that it came on.

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tracing::{debug, error, info};
 
 use crate::clock::Clock;
+use crate::confine;
 use crate::settings::Remark;
 use crate::upstream::tls;
 use crate::watch::{Watcher, digest};
@@ -96,6 +97,9 @@ impl fmt::Display for StartError {
             }
             Self::Bind(address, error) if error.kind() == io::ErrorKind::AddrInUse => {
                 write!(f, "cannot listen on {address}: another process does; stop it, or choose another address")
+            }
+            Self::Bind(address @ Address::Unix { path, .. }, error) => {
+                write!(f, "cannot listen on {address}: {}", confine::unbindable(error, path))
             }
             Self::Bind(address, error) => write!(f, "cannot listen on {address}: {error}"),
             Self::System(error) => write!(f, "cannot start a thread: {error}"),

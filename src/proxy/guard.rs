@@ -1,7 +1,6 @@
 //! Step 3: what may pass, and for whom.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -15,6 +14,7 @@ use crate::credential::{ExposeSecret, SecretRef, SecretString};
 use crate::upstream::split_authority;
 
 use super::error::{Code, Error};
+use super::peer::{Asks, Peer};
 use super::route::{Authority, Door};
 
 /// Refuses what a web page of another origin asks for. True if a page of one of the `origins` asked.
@@ -231,17 +231,6 @@ pub struct CallersSettings {
     pub token: Option<SecretRef>,
 }
 
-/// Who calls, as far as the kernel tells.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Peer {
-    /// The address, on TCP.
-    pub address: Option<IpAddr>,
-    /// The user, on a Unix socket.
-    pub uid: Option<u32>,
-    /// The primary group, on a Unix socket.
-    pub gid: Option<u32>,
-}
-
 /// A route's `callers`, the token read.
 #[derive(Debug)]
 pub struct Callers {
@@ -252,18 +241,28 @@ pub struct Callers {
 }
 
 impl Callers {
+    /// What must be asked about callers.
+    #[must_use]
+    pub fn asks(&self) -> Asks {
+        Asks { users: self.settings.uid.is_some(), groups: self.settings.gid.is_some() }
+    }
+
     /// Lets a caller through; the headers in which it showed its token are removed and go no further.
     ///
     /// # Errors
     /// `caller_denied`; what is unknown is denied.
-    pub fn admit(&self, peer: Peer, headers: &mut HeaderMap) -> Result<(), Error> {
+    pub fn admit(&self, peer: &Peer, headers: &mut HeaderMap) -> Result<(), Error> {
         let CallersSettings { uid, gid, net, .. } = &self.settings;
         if uid.is_some() || gid.is_some() {
-            let among = |ids: &Option<Vec<u32>>, id: Option<u32>| {
-                id.is_some_and(|id| ids.as_ref().is_some_and(|ids| ids.contains(&id)))
-            };
-            if !among(uid, peer.uid) && !among(gid, peer.gid) {
-                return Err(denied("the caller's user is none of the route's `callers`"));
+            let among = |ids: &Option<Vec<u32>>, id: u32| ids.as_ref().is_some_and(|ids| ids.contains(&id));
+            let mut groups = peer.gid.iter().chain(&peer.groups);
+            if !peer.uid.is_some_and(|id| among(uid, id)) && !groups.any(|id| among(gid, *id)) {
+                return Err(denied(if peer.uid.is_none() && uid.is_some() {
+                    "the kernel does not tell who the caller is, and the route's `callers` name users: a caller on TCP must be \
+                     on this machine, and keep its side of the connection open"
+                } else {
+                    "the caller's user is none of the route's `callers`"
+                }));
             }
         }
         if let Some(net) = net {
@@ -456,12 +455,12 @@ mod tests {
             ("authorization", basic.as_str()),
         ] {
             let mut headers = headers(&[(name, value), ("x", "y")]);
-            callers.admit(Peer::default(), &mut headers).unwrap();
+            callers.admit(&Peer::default(), &mut headers).unwrap();
             assert_eq!(headers.len(), 1, "{name}: {value}");
         }
         let user_only = format!("Basic {}", BASE64_STANDARD.encode("t0ken"));
         for value in ["t0ken", "Bearer t0kem", "Bearer ", "Basic dDBrZW4", user_only.as_str()] {
-            assert!(callers.admit(Peer::default(), &mut headers(&[("authorization", value)])).is_err(), "{value}");
+            assert!(callers.admit(&Peer::default(), &mut headers(&[("authorization", value)])).is_err(), "{value}");
         }
     }
 
@@ -470,11 +469,12 @@ mod tests {
         let callers = |settings| Callers { settings, token: None };
         let by_uid = callers(CallersSettings { uid: Some(vec![1000]), gid: Some(vec![33]), ..Default::default() });
         let by_net = callers(CallersSettings { net: Some(vec!["10.0.0.0/8".parse().unwrap()]), ..Default::default() });
-        let admit = |callers: &Callers, peer| callers.admit(peer, &mut HeaderMap::new()).is_ok();
+        let admit = |callers: &Callers, peer| callers.admit(&peer, &mut HeaderMap::new()).is_ok();
         assert!(!admit(&by_uid, Peer::default()));
         assert!(admit(&by_uid, Peer { uid: Some(1000), ..Peer::default() }));
         assert!(admit(&by_uid, Peer { uid: Some(1), gid: Some(33), ..Peer::default() }));
-        assert!(!admit(&by_uid, Peer { uid: Some(0), gid: Some(0), ..Peer::default() }));
+        assert!(admit(&by_uid, Peer { uid: Some(1), gid: Some(0), groups: vec![0, 33], ..Peer::default() }));
+        assert!(!admit(&by_uid, Peer { uid: Some(0), gid: Some(0), groups: vec![1000, 4], ..Peer::default() }));
         assert!(!admit(&by_net, Peer { uid: Some(1000), ..Peer::default() }));
         assert!(admit(&by_net, Peer { address: Some("::ffff:10.1.2.3".parse().unwrap()), ..Peer::default() }));
         assert!(!admit(&by_net, Peer { address: Some("127.0.0.1".parse().unwrap()), ..Peer::default() }));

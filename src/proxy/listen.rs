@@ -13,7 +13,6 @@ use crate::upstream::connect::keep_alive;
 use crate::upstream::flow;
 
 use super::caller::Stream;
-use super::guard::Peer;
 
 /// Where callers are listened to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -215,11 +214,11 @@ impl Listener {
         }
     }
 
-    /// The next caller.
+    /// The next caller, and its address on TCP.
     ///
     /// # Errors
     /// What the kernel says; running out of file descriptors among it.
-    pub async fn accept(&self) -> io::Result<(Stream, Peer)> {
+    pub async fn accept(&self) -> io::Result<(Stream, Option<SocketAddr>)> {
         match self {
             Self::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
@@ -230,14 +229,11 @@ impl Listener {
                 if !address.ip().to_canonical().is_loopback() {
                     keep_alive(&SockRef::from(&stream));
                 }
-                Ok((Stream::Tcp(stream), Peer { address: Some(address.ip()), ..Peer::default() }))
+                Ok((Stream::Tcp(stream), Some(address)))
             }
             Self::Unix(listener) => {
                 let (stream, _) = listener.accept().await?;
-                let credentials = stream.peer_cred().ok();
-                let uid = credentials.map(|credentials| credentials.uid());
-                let gid = credentials.map(|credentials| credentials.gid());
-                Ok((Stream::Unix(stream), Peer { address: None, uid, gid }))
+                Ok((Stream::Unix(stream), None))
             }
         }
     }

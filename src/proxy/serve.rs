@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 use std::convert::Infallible;
 use std::future::{Future, pending, poll_fn};
 use std::io;
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -33,13 +34,14 @@ use super::body::{Outgoing, Reply, Source, Upload, Wire};
 use super::caller::{Caller, Stream, TimedStream};
 use super::clean;
 use super::error::{Code, Error};
-use super::guard::{self, Peer, Permit};
+use super::guard::{self, Permit};
 use super::head::Head;
 use super::hold;
 use super::lasting::Lasting;
 use super::listen::{BoundSocket, Listener};
 use super::location::View;
 use super::nonce::Nonces;
+use super::peer::Peer;
 use super::respond;
 use super::route::Entrance;
 use super::state::{Route, State};
@@ -251,7 +253,7 @@ impl Worker {
                 () = &mut close => return,
             };
             match accepted {
-                Ok((stream, peer)) => self.welcome(ear.entrance.get(), stream, peer),
+                Ok((stream, address)) => self.welcome(ear.entrance.get(), stream, address),
                 Err(error) => {
                     // Most likely the file descriptors have run out: those in use must end first.
                     if self.state().lasting.repeats.admit(NOWHERE, "accept") {
@@ -263,7 +265,7 @@ impl Worker {
         }
     }
 
-    fn welcome(self: &Rc<Self>, entrance: Entrance, stream: Stream, peer: Peer) {
+    fn welcome(self: &Rc<Self>, entrance: Entrance, stream: Stream, address: Option<SocketAddr>) {
         let state = self.state();
         let most = state.limits.connections;
         let others = state.lasting.connections.fetch_add(1, Ordering::Relaxed);
@@ -273,6 +275,7 @@ impl Worker {
             state.lasting.turned_away.fetch_add(1, Ordering::Relaxed);
             return;
         }
+        let peer = Peer::of(&stream, address, state.asks(entrance));
         let caller = Caller { entrance, peer, is_surplus: others >= most, activity: Activity::new() };
         tokio::task::spawn_local(Rc::clone(self).converse(caller, stream, count));
     }
@@ -383,7 +386,7 @@ impl Worker {
     ) -> Result<Response<Reply>, Infallible> {
         let id = self.nonces.borrow_mut().next_id();
         let state = self.state();
-        let mut account = Account::begin(&self.desk, state.access, &request, caller.peer.uid, id);
+        let mut account = Account::begin(&self.desk, state.access, &request, caller.peer.uid(), id);
         let version = request.version();
         let mut route = None;
         let outcome = self.forward(&state, caller, request, &account, &mut route).await;
@@ -426,7 +429,7 @@ impl Worker {
             }
         };
         respond::name(&mut response, &id);
-        if caller.is_surplus {
+        if caller.is_surplus || !caller.peer.was_asked(state.asks(caller.entrance)) {
             // A connection stays what it was when it came, so a caller that is to be served needs another.
             if version == Version::HTTP_2 {
                 caller.activity.retire();
@@ -466,7 +469,12 @@ impl Worker {
         }
         let is_welcome_page = guard::browser(headers, way.door, way.authority.as_ref(), &state.origins)?;
         if let Some(callers) = &route.callers {
-            callers.admit(caller.peer, headers)?;
+            let admitted = callers.admit(&caller.peer, headers);
+            admitted.inspect_err(|error| {
+                if state.lasting.repeats.admit(&route.name, "caller denied") {
+                    caller.peer.log_denied(&route.name, &account.id, error);
+                }
+            })?;
         }
         let (mut head, permit) = Head::ready(route, parts.method, way.target, parts.headers)?;
         let answer = |authority| route.provider.answer(&head.method, head.path_and_query().0, authority);

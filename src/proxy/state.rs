@@ -21,7 +21,8 @@ use super::guard::{Callers, Rule};
 use super::lasting::Lasting;
 use super::limit::Limiter;
 use super::located::Located;
-use super::route::Doors;
+use super::peer::Asks;
+use super::route::{Doors, Entrance};
 use super::servers::{Approach, Servers};
 use super::signers::Signers;
 use super::{Field, Limits, RouteSettings, ServerSettings};
@@ -45,6 +46,8 @@ pub struct State {
     pub access: Access,
     /// What outlives this state.
     pub lasting: Arc<Lasting>,
+    /// What any route asks about callers.
+    asks: Asks,
 }
 
 /// What is logged of a request.
@@ -76,6 +79,15 @@ impl State {
         self.by_number.get(number)?.as_ref()
     }
 
+    /// What must be asked about those who come in here.
+    #[must_use]
+    pub fn asks(&self, entrance: Entrance) -> Asks {
+        match entrance.route {
+            Some(number) => self.route(number).map(|route| route.asks()).unwrap_or_default(),
+            None => self.asks,
+        }
+    }
+
     /// The numbers of all endpoints.
     pub fn endpoints(&self) -> impl Iterator<Item = u64> {
         let servers = self.routes.iter().flat_map(|route| route.servers());
@@ -103,6 +115,7 @@ impl State {
             }
         }
         Self {
+            asks: routes.iter().map(|route| route.asks()).fold(Asks::default(), Asks::or),
             doors: Doors::numbered(&server.domains, names),
             origins: server.origins.clone(),
             limits,
@@ -174,6 +187,10 @@ impl Route {
             .into_iter()
             .chain([self.located.now()])
             .collect()
+    }
+
+    fn asks(&self) -> Asks {
+        self.callers.as_ref().map(Callers::asks).unwrap_or_default()
     }
 
     /// Makes a route ready.

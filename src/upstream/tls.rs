@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::canonical::time;
 use crate::clock::Timestamp;
+use crate::confine;
 use crate::settings::{Place, Remark};
 use crate::watch;
 
@@ -103,7 +104,10 @@ impl FileRef {
     /// What `read` makes of the file's content; `key` is what names it.
     fn open<T, E: Display>(&self, key: &str, read: impl FnOnce(&[u8]) -> Result<T, E>) -> Result<T, Remark> {
         let shown = self.path.display();
-        let cannot = |error| Remark { place: self.place, message: format!("`{key}`: cannot read {shown}: {error}") };
+        let cannot = |error| Remark {
+            place: self.place,
+            message: format!("`{key}`: cannot read {shown}: {}", confine::unreadable(&error, &self.path)),
+        };
         let content = std::fs::File::open(&self.path).and_then(pem::read_all).map_err(cannot)?;
         read(&content).map_err(|trouble| self.remark(key, trouble))
     }

@@ -10,7 +10,7 @@ use crate::script::{Upstream, await_that};
 use crate::{SERVER, caller, metric, reload, route, status, swap};
 
 /// True once the status says both that the old configuration serves and why.
-fn is_told(daemon: &Daemon, why: &str) -> bool {
+pub(crate) fn is_told(daemon: &Daemon, why: &str) -> bool {
     let warnings = status(daemon)["warnings"].to_string();
     warnings.contains("the one before it goes on serving") && warnings.contains(why)
 }

@@ -20,6 +20,7 @@ mod scene;
 mod script;
 
 mod bad;
+mod confined;
 mod discovery;
 mod files;
 mod listeners;

@@ -16,6 +16,7 @@ mod acm;
 mod acs_roa;
 mod admin;
 mod back;
+mod callers;
 mod calls;
 mod clean;
 mod commands;

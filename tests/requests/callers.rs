@@ -1,0 +1,177 @@
+//! Who calls, by the kernel's word.
+
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+
+use nix::sys::signal::Signal;
+use nix::unistd::{Gid, Uid, geteuid, getgid, getgroups, getuid, setgroups};
+use rustix::thread::set_thread_res_uid;
+
+use crate::daemon::{Daemon, connect, write_configuration};
+use crate::scene::{Reply, Scene, ask, connect_unix};
+
+/// Users and a group that the machine need not know.
+const ANOTHER: u32 = 54_321;
+const STRANGER: u32 = 54_322;
+const GROUP: u32 = 54_323;
+
+fn head(route: &str) -> String {
+    format!("GET /v1/certificate HTTP/1.1\nHost: {route}.localhost\nAuthorization: Bearer sesame")
+}
+
+/// Calls as another user, which takes a superuser: the thread becomes it for good.
+fn ask_as(user: u32, address: SocketAddr, head: &str) -> Reply {
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let user = rustix::process::Uid::from_raw(user);
+            set_thread_res_uid(user, user, user).unwrap();
+            ask(connect(address), head)
+        });
+        asked.join().unwrap()
+    })
+}
+
+fn expect(reply: &Reply, is_welcome: bool, context: &str) {
+    if is_welcome {
+        assert_eq!((reply.status, reply.header("x-countersign-error")), (200, None), "{context}: {reply:?}");
+    } else {
+        let refusal = reply.refused();
+        assert_eq!((refusal.status, refusal.code.as_str()), (403, "caller_denied"), "{context}: {refusal:?}");
+    }
+}
+
+#[test]
+fn callers_on_tcp_are_who_made_their_sockets() {
+    let scene = Scene::new();
+    let user = getuid().as_raw();
+    let routes = [
+        ("own", format!("uid = [{STRANGER}, {user}]"), true, false),
+        ("another", format!("uid = [{ANOTHER}]"), false, true),
+        ("both", format!("uid = [{user}, {ANOTHER}]"), true, true),
+        ("stranger", format!("uid = [{STRANGER}]"), false, false),
+        ("near", format!("uid = [{user}], net = [\"127.0.0.0/8\", \"::1\"]"), true, false),
+        ("far", format!("uid = [{user}], net = [\"10.0.0.0/8\"]"), false, false),
+        // Groups are not known on TCP, whosever they are.
+        ("group", format!("gid = [{}]", getgid()), false, false),
+    ];
+    let tables = routes.each_ref().map(|(name, callers, ..)| {
+        let listen = "listen = [\"127.0.0.1:0\", \"unix:DIR/NAME.sock\"]".replace("NAME", name);
+        scene.bce(name, &format!("callers = {{ {callers} }}\n{listen}"))
+    });
+    let tables = tables.concat();
+    let addresses = ["127.0.0.1:0", "[::1]:0"];
+    for listen in addresses.into_iter().filter(|address| TcpListener::bind(address).is_ok()) {
+        let daemon = scene.start_listening(&format!("listen = [\"{listen}\"]"), &tables);
+        for (name, _, is_welcome, is_other_welcome) in &routes {
+            for address in [daemon.address(), daemon.own_address(name)] {
+                let before = scene.count();
+                let near_alone = *name == "near" || *name == "far";
+                expect(&ask(connect(address), &head(name)), *is_welcome, name);
+                let mut welcome = usize::from(*is_welcome);
+                if geteuid().is_root() && !near_alone {
+                    expect(&ask_as(ANOTHER, address, &head(name)), *is_other_welcome, name);
+                    welcome += usize::from(*is_other_welcome);
+                }
+                assert_eq!(scene.count() - before, welcome, "{name}");
+            }
+        }
+        let log = daemon.log();
+        let denial = log.lines().find(|line| line.contains("a caller was denied") && line.contains("\"stranger\""));
+        let denial = denial.unwrap_or_else(|| panic!("{log}"));
+        assert!(denial.contains("WARN") && denial.contains(&format!("uid={user} pid=unknown")), "{denial}");
+        let another = log.lines().any(|line| line.contains(&format!("uid={ANOTHER} pid=unknown")));
+        assert_eq!(another, geteuid().is_root(), "{log}");
+        assert!(!log.contains("sesame"), "{log}");
+    }
+}
+
+#[test]
+fn a_caller_that_has_closed_is_unknown() {
+    let scene = Scene::new();
+    // What is closed belongs to nobody any more, and so it would seem to root.
+    let callers = format!("callers = {{ uid = [0, {}] }}", getuid());
+    let daemon = scene.start(&[scene.bce("cert", &callers), scene.bce("open", "")].concat());
+    let request = |close: &dyn Fn(TcpStream)| {
+        // Stopped, it accepts the caller only after that has closed.
+        daemon.signal(Signal::SIGSTOP);
+        let mut caller = daemon.connect();
+        let head = head("cert").replace('\n', "\r\n");
+        caller.write_all(format!("{head}\r\n\r\n").as_bytes()).unwrap();
+        close(caller);
+        daemon.signal(Signal::SIGCONT);
+    };
+    let denials = || daemon.log().matches("uid=unknown pid=unknown from=\"127.0.0.1\"").count();
+    let await_denial = |number| {
+        let began = std::time::Instant::now();
+        while denials() < number {
+            assert!(began.elapsed() < crate::daemon::PATIENCE, "{}", daemon.log());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    };
+    request(&drop);
+    await_denial(1);
+    request(&|caller| {
+        caller.shutdown(Shutdown::Write).unwrap();
+        drop(caller);
+    });
+    await_denial(2);
+    assert_eq!(scene.count(), 0);
+    // The same caller, while it waits for its reply.
+    expect(&ask(daemon.connect(), &head("cert")), true, "cert");
+}
+
+#[test]
+fn all_groups_of_a_caller_on_a_unix_socket_count() {
+    let scene = Scene::new();
+    // Root can join a group; whoever else runs this has those that it has.
+    let before = getgroups().unwrap();
+    if geteuid().is_root() {
+        setgroups(&[before.as_slice(), &[Gid::from_raw(GROUP)]].concat()).unwrap();
+    }
+    let primary = getgid();
+    let joined = getgroups().unwrap().into_iter().filter(|group| *group != primary);
+    let mut routes: Vec<_> =
+        joined.enumerate().map(|(at, group)| (format!("joined-{at}"), group.as_raw(), true)).collect();
+    assert!(!routes.is_empty() || !geteuid().is_root());
+    routes.push(("primary".to_owned(), primary.as_raw(), true));
+    routes.push(("other".to_owned(), STRANGER, false));
+    let tables: Vec<_> = routes
+        .iter()
+        .map(|(name, group, _)| {
+            let keys = format!("callers = {{ uid = [{STRANGER}], gid = [{group}] }}\nlisten = [\"unix:{name}.sock\"]");
+            scene.bce(name, &keys)
+        })
+        .collect();
+    let daemon = scene.start_listening("listen = [\"unix:shared.sock\"]", &tables.concat());
+    for (name, group, is_welcome) in &routes {
+        for socket in [format!("{name}.sock"), "shared.sock".to_owned()] {
+            let reply = ask(connect_unix(&daemon.folder().join(socket)), &head(name));
+            expect(&reply, *is_welcome, &format!("{name}: {group}"));
+        }
+    }
+    let log = daemon.log();
+    let denied = format!("uid={} pid={} from=\"a Unix socket\"", Uid::current(), std::process::id());
+    assert!(log.contains(&denied), "{log}");
+    assert!(!log.contains("sesame"), "{log}");
+}
+
+#[test]
+fn a_connection_from_before_anybody_asked_is_told_to_come_anew() {
+    let scene = Scene::new();
+    let folder = scene.folder();
+    let configuration = |callers: &str| format!("[server]\nlisten = [\"127.0.0.1:0\"]\n{}", scene.bce("cert", callers));
+    let daemon = Daemon::start_in(folder, &configuration(""), |_| {});
+    let mut caller = daemon.connect();
+    let request = head("cert").replace('\n', "\r\n") + "\r\n\r\n";
+    caller.write_all(request.as_bytes()).unwrap();
+    let mut first = [0; 15];
+    std::io::Read::read_exact(&mut caller, &mut first).unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200 OK");
+    write_configuration(daemon.folder(), &configuration(&format!("callers = {{ uid = [{}] }}", getuid())));
+    daemon.await_log("reloaded");
+    // Until it is said to be the last one, the connection would stay.
+    let rest = crate::daemon::exchange(caller, request.as_bytes());
+    let denied = rest.split("HTTP/1.1 403").nth(1).unwrap_or_else(|| panic!("{rest}"));
+    assert!(denied.contains("caller_denied") && denied.to_lowercase().contains("connection: close"), "{denied}");
+    expect(&ask(daemon.connect(), &head("cert")), true, "anew");
+}
