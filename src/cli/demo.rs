@@ -20,6 +20,7 @@ use crate::demo::acts::{self, ACTS, Act};
 use crate::demo::certificates::{Authority, KeyFormat};
 use crate::demo::upstream::Seen;
 use crate::proxy::daemon::{Daemon, Plan, Wishes};
+use crate::proxy::handed::Handed;
 use crate::proxy::listen::{Address, Sharing};
 use crate::proxy::state::Access;
 use crate::settings::BareSecrets;
@@ -105,7 +106,8 @@ fn start(stage: &Stage, folder: &Path, clock: Clock) -> io::Result<Daemon> {
         server.listen = vec![Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))];
     }
     let wishes = Wishes { server, routes, limits, access: Access::Off, file: None };
-    Daemon::start(Plan { wishes, others: Vec::new(), workers: 1, clock }).map_err(io::Error::other)
+    Daemon::start(Plan { wishes, others: Vec::new(), handed: Handed::default(), workers: 1, clock })
+        .map_err(io::Error::other)
 }
 
 /// What there is to tell of an act, and whether it went as it should.

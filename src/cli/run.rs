@@ -1,6 +1,6 @@
 //! `countersign run`.
 
-use std::future::Future;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,13 +12,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{Level, error, info, warn};
 
 use crate::admin::Admin;
-use crate::admin::status::Life;
+use crate::admin::status::{Life, summary};
 use crate::clock::Clock;
 use crate::config::{self, Config, Format};
 use crate::confine;
 use crate::proxy::daemon::{Daemon, Plan, Print, StartError, Wishes};
+use crate::proxy::handed::Handed;
 use crate::proxy::listen::{Address, Listener, Sharing};
 use crate::proxy::state::Access;
+use crate::service::Service;
 use crate::telemetry;
 use crate::watch::digest;
 
@@ -39,6 +41,8 @@ pub(super) struct Arguments {
 pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
     // Before the configuration, which may hold secrets, is read.
     let privacy = confine::keep_memory_private();
+    // While there is one thread: this takes variables out of the environment.
+    let handed = Handed::take();
     let file = arguments.file.locate()?;
     let file = (file.clone(), digest(&file));
     let config = arguments.file.load()?;
@@ -56,13 +60,18 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
         complain(format!("cannot start: {error}"));
         Failed::Running
     })?;
-    let outcome = runtime.block_on(supervise(config, file));
+    let outcome = runtime.block_on(supervise(config, file, handed));
     // Dropped instead, the runtime would wait for a drain that a second signal has ended.
     runtime.shutdown_background();
     outcome
 }
 
-async fn supervise(config: Config, file: Print) -> Result<(), Failed> {
+async fn supervise(config: Config, file: Print, handed: io::Result<Handed>) -> Result<(), Failed> {
+    let handed = handed.map_err(|error| fail(&format!("the sockets that were handed over cannot be used: {error}")))?;
+    let mut service = Service::find().unwrap_or_else(|error| {
+        warn!(%error, "the service manager that NOTIFY_SOCKET names cannot be told anything");
+        Service::default()
+    });
     let path = config.path.clone();
     let (mut drains, started) = (Drains::of(&config), Started::of(&config));
     let (workers, admin) = (config.workers, config.admin.clone());
@@ -77,7 +86,7 @@ async fn supervise(config: Config, file: Print) -> Result<(), Failed> {
         Some(Address::Tcp(address)) => vec![*address],
         _ => Vec::new(),
     };
-    let plan = Plan { wishes: wishes(config, file), others, workers, clock };
+    let plan = Plan { wishes: wishes(config, file), others, handed, workers, clock };
     let mut daemon = Daemon::start(plan).map_err(|error| {
         for reason in words(&error, &path) {
             error!("{reason}");
@@ -106,25 +115,45 @@ async fn supervise(config: Config, file: Print) -> Result<(), Failed> {
         }
     }
     info!("serving");
+    service.ready(&summary(&daemon.state.load(), &life));
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
                 Told::Stop => break info!("told to stop by a signal"),
-                Told::Reload => drains = reload(&mut daemon, &path, &life, &started).await.unwrap_or(drains),
+                Told::Reload => {
+                    service.reloading();
+                    drains = reload(&mut daemon, &path, &life, &started).await.unwrap_or(drains);
+                    service.ready(&summary(&daemon.state.load(), &life));
+                }
             },
             () = daemon.changed() => {
                 info!("the configuration, or a file that it names, has changed");
+                service.reloading();
                 drains = reload(&mut daemon, &path, &life, &started).await.unwrap_or(drains);
+                service.ready(&summary(&daemon.state.load(), &life));
+            }
+            () = service.due() => {
+                service.status(&summary(&daemon.state.load(), &life));
+                if daemon.is_alive(service.interval()).await {
+                    service.alive();
+                } else {
+                    error!("a thread does not answer");
+                }
             }
             () = admin_state.told_to_quit() => break info!("told to stop over the admin listener"),
         }
     }
+    service.stopping(drains.delay + drains.timeout, "stopping: what has begun is answered first");
     daemon.state.load().lasting.is_draining.store(true, Ordering::Relaxed);
     let draining = async move {
         tokio::time::sleep(drains.delay).await;
         tokio::task::spawn_blocking(move || daemon.drain(drains.timeout)).await.unwrap_or(false)
     };
-    let outcome = race(draining, signals.stop()).await;
+    let outcome = tokio::select! {
+        outcome = draining => Some(outcome),
+        () = signals.stop() => None,
+        () = service.keep_alive() => None,
+    };
     if let Some(Address::Unix { path, .. }) = admin.map(|admin| admin.listen) {
         let _ = std::fs::remove_file(path);
     }
@@ -261,13 +290,6 @@ fn warn_of_validities(daemon: &Daemon, path: &Path) {
     }
 }
 
-async fn race<T>(future: impl Future<Output = T>, stop: impl Future<Output = ()>) -> Option<T> {
-    tokio::select! {
-        output = future => Some(output),
-        () = stop => None,
-    }
-}
-
 fn fail(message: &str) -> Failed {
     error!("{message}");
     Failed::Running
@@ -281,7 +303,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
