@@ -572,7 +572,35 @@ const RESOLVERS: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config;
+    use crate::settings::BareSecrets;
+
+    #[tokio::test]
+    async fn one_thread_that_does_not_answer_is_one_too_many() {
+        let text = "server.listen = [\"127.0.0.1:0\"]";
+        let config = config::parse(text, Path::new("f"), BareSecrets::Refuse).unwrap();
+        let config::Config { server, routes, limits, .. } = config;
+        let wishes = Wishes { server, routes, limits, access: Access::Off, file: None };
+        let handed = Handed::default();
+        let mut daemon =
+            Daemon::start(Plan { wishes, others: Vec::new(), handed, workers: 2, clock: Clock::system() }).unwrap();
+        for _ in 0..2 * CHANGES {
+            assert!(daemon.is_alive(PATIENCE * 10).await);
+        }
+        let (hung, questions) = mpsc::channel(1);
+        daemon.workers.push(hung);
+        assert!(!daemon.is_alive(Duration::from_millis(1)).await);
+        // Its queue is full by now.
+        assert!(!daemon.is_alive(PATIENCE * 10).await);
+        drop(questions);
+        assert!(!daemon.is_alive(PATIENCE * 10).await);
+        daemon.workers.pop();
+        assert!(daemon.is_alive(PATIENCE * 10).await);
+        assert!(daemon.drain(PATIENCE * 10));
+    }
 
     #[test]
     fn only_a_missing_ipv6_is_no_error() {

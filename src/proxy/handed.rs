@@ -30,10 +30,11 @@ impl Handed {
     /// The environment contradicts itself, or what is open.
     pub fn take() -> io::Result<Self> {
         // From here on no program that is started inherits them, whatever becomes of them.
-        let names: Vec<_> = sd_notify::listen_fds_with_names()?.map(|(_, name)| name).collect();
-        if names.is_empty() {
+        if sd_notify::listen_fds()?.len() == 0 {
+            // There may be names all the same, which are another process's.
             return Ok(Self::default());
         }
+        let names: Vec<_> = sd_notify::listen_fds_with_names()?.map(|(_, name)| name).collect();
         let mut given = ListenFd::from_env();
         let sockets = names.into_iter().enumerate().map(|(at, name)| Socket { name, usable: usable(&mut given, at) });
         Ok(Self(sockets.collect()))

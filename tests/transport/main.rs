@@ -14,6 +14,7 @@ mod frames;
 #[path = "../support/script.rs"]
 mod script;
 
+mod activation;
 mod bodies;
 mod bundles;
 mod cuts;
