@@ -40,17 +40,25 @@ impl Service {
         Ok(Self { socket: Some(socket), watchdog: sd_notify::watchdog_enabled(), ..Self::default() })
     }
 
-    /// The daemon listens, or goes on as it did before a reload.
+    /// The daemon listens.
     pub fn ready(&mut self, status: &str) {
         self.tell_with(&[NotifyState::Ready], status);
     }
 
-    /// The daemon looks at its configuration again; [`ready`](Self::ready) has to follow.
+    /// The daemon looks at its configuration again; [`reloaded`](Self::reloaded) has to follow.
     pub fn reloading(&self) {
+        // While it runs the programs that print secrets it gives no sign of life.
+        let watchdog = watchdog_usec(self.watchdog.map(|watchdog| watchdog.max(RELOAD)));
         match NotifyState::monotonic_usec_now() {
-            Ok(now) => self.tell(&[NotifyState::Reloading, now]),
+            Ok(now) => self.tell(&[NotifyState::Reloading, now, NotifyState::Custom(&watchdog)]),
             Err(error) => warn!(%error, "the service manager is not told of the reload"),
         }
+    }
+
+    /// The daemon goes on, with what it has found or as before.
+    pub fn reloaded(&mut self, status: &str) {
+        let watchdog = watchdog_usec(self.watchdog);
+        self.tell_with(&[NotifyState::Ready, NotifyState::Custom(&watchdog)], status);
     }
 
     /// The daemon is on its way to the end, which may take as long as `patience`.
@@ -108,13 +116,18 @@ impl Service {
     fn tell(&self, states: &[NotifyState<'_>]) {
         let Some(socket) = &self.socket else { return };
         let mut message = String::new();
-        for state in states {
+        for state in states.iter().map(ToString::to_string).filter(|state| !state.is_empty()) {
             let _ = writeln!(message, "{state}");
         }
         if let Err(error) = socket.send(message.as_bytes()) {
             warn!(%error, "the service manager cannot be told how it goes");
         }
     }
+}
+
+/// How long it may go from now on without a sign of life; nothing, if it is all the same.
+fn watchdog_usec(watchdog: Option<Duration>) -> String {
+    watchdog.map(|watchdog| format!("WATCHDOG_USEC={}", watchdog.as_micros())).unwrap_or_default()
 }
 
 /// A line of bounded length: a second one would be a message of its own.
@@ -131,6 +144,9 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How often to look for news, at least.
 const INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long a reload may take.
+const RELOAD: Duration = Duration::from_secs(600);
 
 /// How much longer than a drain the end may take.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -165,6 +181,15 @@ mod tests {
         assert!(usec.parse::<u64>().unwrap() > 0);
         service.stopping(Duration::from_secs(5000), "draining");
         assert_eq!(told(), "STOPPING=1\nEXTEND_TIMEOUT_USEC=5010000000\nSTATUS=draining\n");
+    }
+
+    #[test]
+    fn a_reload_has_time_even_if_nothing_else_has() {
+        let (mut service, told) = service(Some(Duration::from_secs(3)));
+        service.reloading();
+        assert!(told().ends_with("\nWATCHDOG_USEC=600000000\n"));
+        service.reloaded("serving");
+        assert_eq!(told(), "READY=1\nWATCHDOG_USEC=3000000\nSTATUS=serving\n");
     }
 
     #[test]

@@ -7,7 +7,8 @@ import contextlib, os, re, signal, subprocess, sys, time
 
 from peers import PATIENCE, check, folder, main, needs, read, run, service, until
 
-UNITS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "systemd")
+ROOT = os.path.realpath(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", ".."))
+UNITS = f"{ROOT}/systemd"
 
 # What keeps a container alive and no more: units start at once, without those that look after a machine.
 BOOT = """
@@ -32,16 +33,15 @@ mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
 ln -s pts/ptmx dev/ptmx
 mount -t tmpfs tmpfs dev/shm
 rm -rf etc/systemd/system etc/systemd/user etc/countersign
-mkdir -p etc/systemd/system etc/systemd/user etc/countersign usr/local/bin home/app
+mkdir -p etc/systemd/system etc/systemd/user usr/local/bin root/.cargo/bin home/app src
 echo 0123456789abcdef0123456789abcdef >etc/machine-id
 for unit in sysinit basic bare; do
     printf '[Unit]\\nDefaultDependencies=no\\n' >"etc/systemd/system/$unit.target"
 done
-cp "$2"/countersign.service "$2"/countersign.socket etc/systemd/system/
+cp -R "$2" src/systemd
 cp "$2"/user/countersign.service etc/systemd/user/
-cp "$2"/callers.conf etc/countersign/
-install -m 755 "$3" usr/local/bin/countersign
-for name in countersign:990 app:991 other:992; do
+install -m 755 "$3" root/.cargo/bin/countersign
+for name in app:991 other:992; do
     echo "${name%:*}:x:${name#*:}:${name#*:}::/home/${name%:*}:/bin/sh" >>etc/passwd
     echo "${name%:*}:x:${name#*:}:" >>etc/group
 done
@@ -200,6 +200,17 @@ def lives(booted, port):
         until(lambda: booted.show("StatusText").startswith(text), f"the status is not {text}")
 
     url = "http://127.0.0.1:8080/up/"
+    with check("systemd: the lines of the README install it"):
+        text = CONFIGURATION.format(port=port, token='{ command = ["echo", "first"] }', listen='"127.0.0.1:8080"', more="")
+        booted.write("/src/countersign.toml", text)
+        lines = [line for block in re.findall(r"^```console\n(.+?)^```", read(f"{ROOT}/README.md").decode(), re.M | re.S)
+                 for line in re.findall(r"^\$ sudo (.+)$", block, re.M)]
+        assert len(lines) > 5, lines
+        for line in lines:
+            booted("sh", "-c", f"export HOME=/root; cd /src; {line}")
+        assert booted.get(url) == (200, "Bearer first")
+        booted("systemctl", "disable", "--now", "countersign.service")
+
     configure()
     booted.write("/etc/countersign/token", "the-token\n", 0o600)
     differ()
@@ -240,14 +251,21 @@ def lives(booted, port):
         assert booted.show("MainPID") != first
 
     with check("systemd: a daemon that hangs is replaced"):
-        differ("WatchdogSec=1\nRestartSec=0")
+        differ("WatchdogSec=4\nRestartSec=0")
         booted("systemctl", "restart", "countersign.service")
-        time.sleep(2.5)
+        time.sleep(6)
         hung = booted.show("MainPID")
         assert booted.show("NRestarts") == "0", "it has given signs of life"
         booted("kill", "-STOP", hung)
         until(lambda: booted.show("NRestarts") == "1" and booted.show("ActiveState") == "active", "nobody notices")
         assert booted.get(url) == (200, "Bearer the-token") and booted.show("MainPID") != hung
+
+    with check("systemd: one that waits for a program to print a secret does not hang"):
+        configure('{ command = ["sh", "-c", "sleep 6; echo late"] }')
+        until(lambda: booted.get(url) == (200, "Bearer late"), "no other token")
+        assert booted.show("NRestarts") == "1"
+        configure()
+        until(lambda: booted.get(url) == (200, "Bearer the-token"), "no other token")
         differ()
 
     with check("systemd: callers are known by their users with callers.conf alone"):
@@ -258,7 +276,7 @@ def lives(booted, port):
         booted("systemctl", "start", "countersign.socket")
         where = "--unix-socket", "/run/countersign.sock", "http://localhost/up/"
         assert [booted.get(*where, user=user)[0] for user in ("app", "other")] == [403, 403]
-        booted("cp", "/etc/countersign/callers.conf", "/etc/systemd/system/countersign.service.d/")
+        booted("cp", "/src/systemd/callers.conf", "/etc/systemd/system/countersign.service.d/")
         booted("systemctl", "daemon-reload")
         booted("systemctl", "restart", "countersign.service")
         assert [booted.get(*where, user=user)[0] for user in ("app", "other")] == [200, 403]

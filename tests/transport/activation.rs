@@ -253,9 +253,9 @@ impl Manager {
 
     fn expect_reload(&self) {
         let began = self.news();
-        let usec =
-            began.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").and_then(|usec| usec.trim_end().parse::<u64>().ok());
-        assert!(usec.is_some_and(|usec| usec > 0), "{began}");
+        let rest = began.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap_or_else(|| panic!("{began}"));
+        let (usec, rest) = rest.split_once('\n').unwrap();
+        assert!(usec.parse::<u64>().is_ok_and(|usec| usec > 0) && rest.starts_with("WATCHDOG_USEC="), "{began}");
     }
 }
 
@@ -270,10 +270,13 @@ fn the_service_manager_is_told_how_it_goes_from_the_start_to_the_end() {
     assert!(exchange(daemon.connect(), GET).ends_with("yes"), "it said so, so it listens");
     daemon.signal(Signal::SIGHUP);
     manager.expect_reload();
-    assert_eq!(manager.news(), "READY=1\nSTATUS=serving 1 route\n");
+    assert_eq!(manager.news(), "READY=1\nWATCHDOG_USEC=1000000000\nSTATUS=serving 1 route\n");
     let file = write_configuration(daemon.folder(), "[server]\nlisten = 1\n");
     manager.expect_reload();
-    let refused = format!("READY=1\nSTATUS=reload refused: {}:2:10: `server.listen`: expected a list", file.display());
+    let refused = format!(
+        "READY=1\nWATCHDOG_USEC=1000000000\nSTATUS=reload refused: {}:2:10: `server.listen`: expected a list",
+        file.display()
+    );
     let told = manager.news();
     assert!(
         told.starts_with(&refused) && told.ends_with("; the configuration before goes on: serving 1 route\n"),
@@ -281,7 +284,7 @@ fn the_service_manager_is_told_how_it_goes_from_the_start_to_the_end() {
     );
     write_configuration(daemon.folder(), &configuration);
     manager.expect_reload();
-    assert_eq!(manager.news(), "READY=1\nSTATUS=serving 1 route\n");
+    assert_eq!(manager.news(), "READY=1\nWATCHDOG_USEC=1000000000\nSTATUS=serving 1 route\n");
     daemon.signal(Signal::SIGTERM);
     assert_eq!(
         manager.news(),
