@@ -1,6 +1,5 @@
 //! What the daemon tells of itself, over its admin listener and through the commands that ask it.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,6 +7,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, Ended, PATIENCE, run, write_configuration};
+use crate::ports::reserve;
 use crate::scene::{Reply, Scene, ask, connect_unix};
 use crate::scripted::Scripted;
 
@@ -210,9 +210,7 @@ fn commands_ask_over_tcp_too() {
 
 #[test]
 fn who_cannot_ask_is_told_what_to_do() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let (address, _socket) = reserve();
     for (configuration, code, said) in [
         (String::new(), 78, "no admin listener to ask: add `[admin]`"),
         ("[admin]\nlisten = \"127.0.0.1:0\"\n".to_owned(), 78, "another one at every start"),

@@ -285,7 +285,7 @@ async fn a_reply_that_is_not_read_is_reset_and_the_others_go_on() {
             }
         }
     });
-    let daemon = daemon(&upstream.url(), "", "timeouts.body = \"300ms\"");
+    let daemon = daemon(&upstream.url(), "", "timeouts.body = \"1s\"");
     // With room for others in the connection's window.
     let mut builder = h2::client::Builder::new();
     let mut caller = Caller::with(&daemon, builder.initial_connection_window_size(1 << 20)).await;
@@ -429,12 +429,12 @@ async fn an_idle_connection_is_told_to_leave_and_a_busy_one_is_not() {
     let upstream = Upstream::start(|mut conn| {
         while let Some((head, _)) = conn.request() {
             if head.starts_with("GET /slow ") {
-                std::thread::sleep(Duration::from_millis(900));
+                std::thread::sleep(Duration::from_millis(1500));
             }
             conn.ok("done");
         }
     });
-    let daemon = daemon(&upstream.url(), "limits.idle_timeout = \"300ms\"\nlimits.header_timeout = \"300ms\"", "");
+    let daemon = daemon(&upstream.url(), "limits.idle_timeout = \"1s\"\nlimits.header_timeout = \"1s\"", "");
     let mut caller = Caller::connect(&daemon).await;
     assert_eq!(caller.get("/slow").await.1, "done");
     // The goodbye is in order: no reset, no error.

@@ -11,6 +11,8 @@
 mod daemon;
 #[path = "../support/frames.rs"]
 mod frames;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/script.rs"]
 mod script;
 
