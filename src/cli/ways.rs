@@ -114,7 +114,7 @@ fn shared(address: SocketAddr, route: &RouteSettings, domains: &[String]) -> Vec
 
 /// What programs are to be told, under titles.
 pub(super) fn snippets(route: &RouteSettings, doors: &[Door]) -> Vec<(String, Vec<String>)> {
-    let mut snippets = vec![("curl".to_owned(), doors.iter().map(curl).collect())];
+    let mut snippets = vec![("curl".to_owned(), doors.iter().map(|door| curl(door, "/")).collect())];
     let mut add = |title: &str, lines: Vec<String>| {
         if !lines.is_empty() {
             snippets.push((title.to_owned(), lines));
@@ -188,13 +188,16 @@ pub(super) fn variable(route: &str) -> String {
     format!("COUNTERSIGN_{}_URL", route.to_ascii_uppercase().replace('-', "_"))
 }
 
-fn curl(door: &Door) -> String {
+/// A command that asks for a target, one without what a shell would take for its own, through a door.
+pub(super) fn curl(door: &Door, target: &str) -> String {
     match door {
-        Door::Url { authority, prefix, .. } => format!("curl http://{authority}{prefix}/"),
-        Door::Proxied { proxy: (host, port), name } => format!("http_proxy=http://{host}:{port} curl http://{name}/"),
+        Door::Url { authority, prefix, .. } => format!("curl http://{authority}{prefix}{target}"),
+        Door::Proxied { proxy: (host, port), name } => {
+            format!("http_proxy=http://{host}:{port} curl http://{name}{target}")
+        }
         Door::Unix { path, host } => {
             let path = quote(path.as_os_str().as_bytes());
-            format!("curl --unix-socket {} http://{host}/", String::from_utf8_lossy(&path))
+            format!("curl --unix-socket {} http://{host}{target}", String::from_utf8_lossy(&path))
         }
     }
 }

@@ -63,6 +63,24 @@ fn the_status_tells_of_every_route_or_of_one() {
 }
 
 #[test]
+fn the_log_has_the_providers_code_and_its_name_for_the_request() {
+    let scene = Scene::new();
+    let daemon = start(&scene);
+    let refused = refuse(&daemon).json();
+    let said = format!("provider_code=\"SignatureDoesNotMatch\" provider_id={}", refused["requestId"]);
+    daemon.await_log(&said);
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains(&said)).unwrap();
+    for part in ["route=\"wrong\"", "by=\"upstream\"", "attempts=1"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(!line.contains(" code="), "{line}");
+    let metrics = ask_admin(&daemon, "/metrics").body;
+    let counted = "countersign_upstream_refusals_total{route=\"wrong\",verdict=\"signature\"} 1";
+    assert!(metrics.lines().any(|line| line == counted), "{metrics}");
+}
+
+#[test]
 fn a_refused_signature_is_told_with_the_providers_code_and_what_was_signed() {
     let scene = Scene::new();
     let daemon = start(&scene);

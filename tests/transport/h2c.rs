@@ -10,10 +10,12 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::daemon;
 use super::script::{Upstream, header};
+use super::told::{IN_JSON, assert_tells, told};
 use crate::daemon::{Daemon, PATIENCE};
 
 /// A caller's connection, and how it ended.
@@ -495,4 +497,20 @@ async fn a_length_that_is_not_one_number_goes_no_further() {
     let (response, body, _) = caller.ask(twice.body(()).unwrap()).await;
     assert_eq!(response.status(), 200);
     assert_eq!(String::from_utf8(body.unwrap()).unwrap().matches("content-length").count(), 1);
+}
+
+#[tokio::test]
+async fn each_of_the_requests_that_share_a_connection_is_told() {
+    let upstream = Upstream::start(|conn| conn.serve("hello"));
+    let daemon = daemon(&upstream.url(), IN_JSON, "");
+    let mut caller = Caller::connect(&daemon).await;
+    caller.get("/a").await;
+    let request = Request::post("http://up.localhost/b").body(()).unwrap();
+    let (response, mut body) = caller.send(request, false).await;
+    body.send_data("12345".into(), true).unwrap();
+    read(soon(response).await.unwrap()).await.1.unwrap();
+    let lines = told(&daemon, 2);
+    assert_tells(&lines[0], &json!({ "path": "/a", "method": "GET", "status": 200, "in": 0, "out": 5 }));
+    assert_tells(&lines[1], &json!({ "path": "/b", "method": "POST", "status": 200, "in": 5, "out": 5 }));
+    assert!(lines.iter().all(|line| line.get("cut").is_none()), "{lines:#?}");
 }

@@ -31,6 +31,7 @@ mod sessions;
 mod streaming;
 mod timeouts;
 mod tls;
+mod told;
 mod upgrades;
 
 use std::net::TcpStream;
