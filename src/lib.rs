@@ -84,6 +84,8 @@
 //!   pure function, without network, clock or state, so that vectors and fuzzers reach it directly.
 //! - The time is known to [`clock`] alone, so that tests can set it.
 //! - That a file has changed is known to [`watch`]; what the change means, to whoever reads the file.
+//! - That systemd may have started it is known to [`service`], which tells it how the daemon is, and to [`proxy::handed`],
+//!   which takes the sockets that it holds.
 //! - Places in the configuration file are known to [`settings`]; [`config`] turns text into types that cannot hold nonsense,
 //!   and reports all that is wrong at once.
 //! - [`cli`] is what a person types, [`admin`] what a supervisor asks: [`admin::status`] has the facts, [`admin::words`] says
@@ -107,6 +109,7 @@ pub mod credential;
 pub mod demo;
 pub mod provider;
 pub mod proxy;
+pub mod service;
 pub mod settings;
 pub mod telemetry;
 pub mod upstream;

@@ -232,6 +232,23 @@ pub fn awaited(state: &State, readiness: Readiness) -> Vec<String> {
     state.routes.iter().filter(|route| !is_ready(route)).map(|route| why(route)).collect()
 }
 
+/// The daemon in a line, for whoever looks after services.
+#[must_use]
+pub fn summary(state: &State, life: &Life) -> String {
+    let mut summary = match state.routes.len() {
+        1 => "serving 1 route".to_owned(),
+        count => format!("serving {count} routes"),
+    };
+    if let Err(reason) = readiness(state, Readiness::Now) {
+        summary = format!("{summary}; {reason}");
+    }
+    // After the sentence that says it to people who read more than a line.
+    match life.trouble.load().get(1) {
+        Some(reason) => format!("reload refused: {reason}; the configuration before goes on: {summary}"),
+        None => summary,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::VecDeque;
@@ -389,6 +406,19 @@ mod tests {
         scene.life.clock.set(NOW.after(Duration::from_secs(200)));
         let ended = scene.told();
         assert_eq!((&ended["ready"], &ended["credential"]["expires_in_seconds"]), (&json!(false), &json!(-100)));
+    }
+
+    #[tokio::test]
+    async fn a_line_tells_what_is_awaited_and_what_was_refused() {
+        let scene = Scene::new();
+        let summary = || summary(&scene.state, &scene.life);
+        assert_eq!(summary(), "serving 2 routes; not ready: fetched: its credential is awaited");
+        scene.fetch("planted").await;
+        assert_eq!(summary(), "serving 2 routes");
+        scene.life.not_reloaded(["f:1:1: wrong".to_owned(), "f:2:1: too".to_owned()]);
+        assert_eq!(summary(), "reload refused: f:1:1: wrong; the configuration before goes on: serving 2 routes");
+        scene.life.reloaded(Vec::new());
+        assert_eq!(summary(), "serving 2 routes");
     }
 
     #[tokio::test]

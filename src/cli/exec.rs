@@ -19,6 +19,7 @@ use crate::admin::status::{Readiness, awaited};
 use crate::config::Config;
 use crate::confine;
 use crate::proxy::daemon::Print;
+use crate::proxy::handed::Handed;
 use crate::proxy::listen::Address;
 
 use super::following::{self, Serving, fail};
@@ -61,7 +62,7 @@ fn for_a_command(mut config: Config) -> Config {
 }
 
 async fn supervise(config: Config, file: Print, arguments: &Arguments) -> Result<(), Failed> {
-    let mut serving = Serving::start(config, file, Vec::new(), for_a_command)?;
+    let mut serving = Serving::start(config, file, Vec::new(), Handed::default(), for_a_command)?;
     let address = serving.daemon.listening().find_map(|(_, address)| match address {
         Address::Tcp(address) => Some(*address),
         _ => None,
@@ -327,8 +328,8 @@ mod tests {
                     credentials = { source = \"command\", command = [\"false\"] }\n";
         let config = config::parse(text, Path::new("/no/such/configuration"), BareSecrets::Accept).unwrap();
         let file = (config.path.clone(), None);
-        let mut serving =
-            Serving::start(for_a_command(config), file, Vec::new(), for_a_command).unwrap_or_else(|_| panic!());
+        let mut serving = Serving::start(for_a_command(config), file, Vec::new(), Handed::default(), for_a_command)
+            .unwrap_or_else(|_| panic!());
         let began = Instant::now();
         assert_eq!(wait(&mut serving, &mut Signals(Vec::new())).await, Ok(()));
         assert!((PATIENCE..PATIENCE + SILENCE).contains(&began.elapsed()), "{:?}", began.elapsed());

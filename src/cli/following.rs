@@ -12,10 +12,11 @@ use rustix::io::Errno;
 use tokio::runtime::LocalOptions;
 use tracing::{Level, error, info, warn};
 
-use crate::admin::status::Life;
+use crate::admin::status::{self, Life};
 use crate::clock::Clock;
 use crate::config::{self, Config, Format};
 use crate::proxy::daemon::{Daemon, Plan, Print, StartError, Wishes};
+use crate::proxy::handed::Handed;
 use crate::proxy::listen::Address;
 use crate::proxy::state::Access;
 use crate::telemetry;
@@ -96,14 +97,21 @@ pub(super) struct Serving {
 }
 
 impl Serving {
-    /// Starts the daemon. `others` are listeners beside its own, which no route may lead to either.
-    pub(super) fn start(config: Config, file: Print, others: Vec<SocketAddr>, shape: Shape) -> Result<Self, Failed> {
+    /// Starts the daemon. `others` are listeners beside its own, which no route may lead to either; `handed` are
+    /// sockets that it may listen on.
+    pub(super) fn start(
+        config: Config,
+        file: Print,
+        others: Vec<SocketAddr>,
+        handed: Handed,
+        shape: Shape,
+    ) -> Result<Self, Failed> {
         let path = config.path.clone();
         let (drains, started, workers) = (Drains::of(&config), Started::of(&config), config.workers);
         let secret_variables = config.secret_variables.clone();
         let clock = Clock::system();
         let life = Arc::new(Life::new(clock.clone(), warnings(&config)));
-        let plan = Plan { wishes: wishes(config, file), others, workers, clock };
+        let plan = Plan { wishes: wishes(config, file), others, handed, workers, clock };
         let daemon = Daemon::start(plan).map_err(|error| fail_to_start(&error, &path))?;
         warn_of_validities(&daemon, &path);
         for (route, address) in daemon.listening() {
@@ -137,6 +145,11 @@ impl Serving {
         self.life.reloaded(warnings);
         info!("reloaded");
         warn_of_validities(&self.daemon, &self.path);
+    }
+
+    /// The daemon in a line.
+    pub(super) fn summary(&self) -> String {
+        status::summary(&self.daemon.state.load(), &self.life)
     }
 
     fn not_reloaded(&self, reasons: Vec<String>) {

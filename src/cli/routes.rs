@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::config::Config;
+use crate::proxy::listen::Address;
 use crate::proxy::{RouteSettings, ServerSettings};
 
 use super::ways::{self, Door};
@@ -40,6 +41,17 @@ fn described(route: &RouteSettings, server: &ServerSettings) -> String {
     let servers = if servers.is_empty() { "servers that it finds out".to_owned() } else { servers.join(", ") };
     let mut text = format!("# {}: {} -> {servers}\n", route.name, route.registration.name);
     let doors = ways::doors(route, server);
+    let handed: Vec<_> = server.listen.iter().chain(&route.listen).filter_map(handed_over).collect();
+    if !handed.is_empty() {
+        let names = handed.join(", ");
+        let _ = writeln!(
+            text,
+            "# At what systemd hands over as {names}: ListenStream= of the .socket unit says where that is."
+        );
+    }
+    if doors.is_empty() && !handed.is_empty() {
+        return text;
+    }
     if doors.is_empty() {
         text += "# No way in can be told: add a loopback address or a Unix socket to `listen`, or a domain to `server.domains`.\n";
         return text;
@@ -61,6 +73,13 @@ fn described(route: &RouteSettings, server: &ServerSettings) -> String {
         let _ = write!(text, "\n# {title}\n{}\n", lines.join("\n"));
     }
     text
+}
+
+fn handed_over(address: &Address) -> Option<&str> {
+    match address {
+        Address::Systemd(name) => Some(name),
+        _ => None,
+    }
 }
 
 const EXAMPLES: &str = "\

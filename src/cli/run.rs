@@ -1,17 +1,19 @@
 //! `countersign run`.
 
-use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::confine;
 use crate::proxy::daemon::{Print, StartError};
+use crate::proxy::handed::Handed;
 use crate::proxy::listen::{Address, Listener, Sharing};
+use crate::service::Service;
 
 use super::following::{self, Serving, fail};
 use super::{ConfigFile, Failed};
@@ -29,6 +31,10 @@ pub(super) struct Arguments {
 
 /// Runs until a signal, or the admin listener, says otherwise.
 pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
+    // While there is one thread: this takes variables out of the environment.
+    let handed = Handed::take();
+    // While everything can be reached.
+    let service = Service::find();
     let (config, file) = following::begin(&arguments.file, confine::keep_memory_private(), |config| config)?;
     if arguments.no_sandbox {
         info!("not confined: --no-sandbox");
@@ -37,10 +43,20 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
         confine::confine(&config.needs());
     }
     following::raise_file_limit();
-    following::block_on(supervise(config, file))
+    following::block_on(supervise(config, file, handed, service))
 }
 
-async fn supervise(config: Config, file: Print) -> Result<(), Failed> {
+async fn supervise(
+    config: Config,
+    file: Print,
+    handed: io::Result<Handed>,
+    service: io::Result<Service>,
+) -> Result<(), Failed> {
+    let handed = handed.map_err(|error| fail(&format!("the sockets that were handed over cannot be used: {error}")))?;
+    let mut service = service.unwrap_or_else(|error| {
+        warn!(%error, "the service manager that NOTIFY_SOCKET names cannot be told anything");
+        Service::default()
+    });
     let admin = config.admin.clone();
     let mut signals = Signals::new().map_err(|error| fail(&format!("cannot await signals: {error}")))?;
     let admin_bound =
@@ -51,7 +67,7 @@ async fn supervise(config: Config, file: Print) -> Result<(), Failed> {
         Some(Address::Tcp(address)) => vec![*address],
         _ => Vec::new(),
     };
-    let mut serving = Serving::start(config, file, others, |config| config)?;
+    let mut serving = Serving::start(config, file, others, handed, |config| config)?;
     if serving.daemon.listening().next().is_none() {
         return Err(fail("there is nothing to listen on: give `server.listen` an address that this machine has"));
     }
@@ -66,26 +82,40 @@ async fn supervise(config: Config, file: Print) -> Result<(), Failed> {
         }
     }
     info!("serving");
+    service.ready(&serving.summary());
     loop {
         tokio::select! {
             signal = signals.next() => match signal {
                 Told::Stop => break info!("told to stop by a signal"),
-                Told::Reload => serving.reload().await,
+                Told::Reload => reload(&mut serving, &mut service).await,
             },
             () = serving.daemon.changed() => {
                 info!("the configuration, or a file that it names, has changed");
-                serving.reload().await;
+                reload(&mut serving, &mut service).await;
+            }
+            () = service.due() => {
+                service.status(&serving.summary());
+                if serving.daemon.is_alive(service.interval()).await {
+                    service.alive();
+                } else {
+                    error!("a thread does not answer");
+                }
             }
             () = admin_state.told_to_quit() => break info!("told to stop over the admin listener"),
         }
     }
     let Serving { daemon, drains, .. } = serving;
+    service.stopping(drains.delay + drains.timeout, "stopping: what has begun is answered first");
     daemon.state.load().lasting.is_draining.store(true, Ordering::Relaxed);
     let draining = async move {
         tokio::time::sleep(drains.delay).await;
         tokio::task::spawn_blocking(move || daemon.drain(drains.timeout)).await.unwrap_or(false)
     };
-    let outcome = race(draining, signals.stop()).await;
+    let outcome = tokio::select! {
+        outcome = draining => Some(outcome),
+        () = signals.stop() => None,
+        () = service.keep_alive() => None,
+    };
     if let Some(Address::Unix { path, .. }) = admin.map(|admin| admin.listen) {
         let _ = std::fs::remove_file(path);
     }
@@ -97,11 +127,10 @@ async fn supervise(config: Config, file: Print) -> Result<(), Failed> {
     Ok(())
 }
 
-async fn race<T>(future: impl Future<Output = T>, stop: impl Future<Output = ()>) -> Option<T> {
-    tokio::select! {
-        output = future => Some(output),
-        () = stop => None,
-    }
+async fn reload(serving: &mut Serving, service: &mut Service) {
+    service.reloading();
+    serving.reload().await;
+    service.reloaded(&serving.summary());
 }
 
 /// The signals that the daemon listens to.
@@ -112,7 +141,7 @@ struct Signals {
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    fn new() -> io::Result<Self> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,

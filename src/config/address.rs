@@ -10,7 +10,7 @@ use crate::upstream::{Host, split_authority};
 
 /// Reads the address of a listener.
 pub(super) fn listener(value: &Value<'_>) -> Option<Address> {
-    let address = value.parse(|text| {
+    value.parse(|text| {
         if let Some(rest) = text.strip_prefix("unix:") {
             return unix(value, rest);
         }
@@ -21,19 +21,7 @@ pub(super) fn listener(value: &Value<'_>) -> Option<Address> {
         text.parse().map(Address::Tcp).map_err(|_| {
             "expected an address and a port such as \"127.0.0.1:8080\" or \"[::1]:8080\", or \"unix:PATH\", \"systemd:NAME\""
         })
-    })?;
-    if matches!(address, Address::Systemd(_)) {
-        value.warning("understood, but not in effect yet: nothing listens on sockets that systemd hands over");
-    }
-    Some(address)
-}
-
-/// True if only this machine can reach it.
-pub(super) fn is_local(address: &Address) -> bool {
-    match address {
-        Address::Tcp(address) => address.ip().to_canonical().is_loopback(),
-        Address::Unix { .. } | Address::Systemd(_) => true,
-    }
+    })
 }
 
 /// True if both cannot be listened to at one time.

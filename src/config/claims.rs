@@ -104,7 +104,7 @@ impl<'a> Claims<'a> {
         self.check_hosts(domains);
         self.check_groups();
         for (owner, address, value) in &self.listeners {
-            let Some(value) = value.as_ref().filter(|_| !address::is_local(address)) else { continue };
+            let Some(value) = value.as_ref().filter(|_| !address.is_local()) else { continue };
             if !allow_remote {
                 value.error(
                     "not a loopback address: other machines could use the credentials; listen on 127.0.0.1, \

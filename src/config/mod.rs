@@ -180,7 +180,7 @@ fn read(root: Table<'_>, path: &Path) -> Config {
     }
     let routes =
         named.iter().filter_map(|(name, value)| route::read(name, value, &shared.proxy, &mut claims)).collect();
-    claims.check(&shared.settings.domains, shared.allow_remote);
+    claims.check(&shared.settings.domains, shared.settings.allow_remote);
     root.finish();
     Config {
         path: path.to_owned(),

@@ -21,7 +21,6 @@ pub(super) struct Shared {
     pub(super) workers: usize,
     pub(super) drain_timeout: Duration,
     pub(super) drain_delay: Duration,
-    pub(super) allow_remote: bool,
 }
 
 /// Reads `[server]`.
@@ -39,6 +38,7 @@ pub(super) fn shared<'a>(table: Table<'a>, claims: &mut Claims<'a>) -> Shared {
     let shared = Shared {
         settings: ServerSettings {
             listen,
+            allow_remote: table.read("allow_remote", false, Value::boolean),
             domains: table.read("domains", vec!["localhost".to_owned()], |v| v.list_of(address::domain)),
             origins: table.read("origins", Vec::new(), |v| v.list_of(address::origin)),
             extra_ca: table.read("extra_ca", Vec::new(), |v| v.list_of(tls::file)),
@@ -47,7 +47,6 @@ pub(super) fn shared<'a>(table: Table<'a>, claims: &mut Claims<'a>) -> Shared {
         workers: table.read("workers", 0, |v| v.integer(0, 1024)) as usize,
         drain_timeout: table.read("drain_timeout", Duration::from_secs(30), Value::duration),
         drain_delay: table.read("drain_delay", Duration::ZERO, Value::duration),
-        allow_remote: table.read("allow_remote", false, Value::boolean),
     };
     table.finish();
     shared
@@ -58,7 +57,7 @@ pub(super) fn admin<'a>(table: Table<'a>, claims: &mut Claims<'a>) -> Option<Adm
     let quit = table.read("quit", false, Value::boolean);
     let listen = table.get("listen").and_then(|value| {
         let listen = address::listener(&value)?;
-        if matches!(listen, Address::Systemd(_)) || !address::is_local(&listen) {
+        if matches!(listen, Address::Systemd(_)) || !listen.is_local() {
             value.error("expected a loopback address such as \"127.0.0.1:9900\", or \"unix:PATH\"");
             return None;
         }

@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use crate::confine;
+use crate::service;
 use crate::settings::{Place, Remark, Value};
 
 /// Where a secret is kept.
@@ -185,7 +186,11 @@ fn read_all(source: impl Read) -> std::io::Result<Option<Zeroizing<Vec<u8>>>> {
 pub(super) fn run(argv: &[String], patience: Duration) -> Result<Zeroizing<Vec<u8>>, String> {
     let deadline = Instant::now() + patience;
     let Some((program, arguments)) = argv.split_first() else { return Err("expected a program".to_owned()) };
-    let mut child = Command::new(program)
+    let mut command = Command::new(program);
+    for variable in service::VARIABLES {
+        command.env_remove(variable);
+    }
+    let mut child = command
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -15,7 +15,7 @@ use arc_swap::ArcSwap;
 use tokio::runtime::LocalOptions;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use crate::clock::Clock;
 use crate::confine;
@@ -24,10 +24,11 @@ use crate::upstream::tls;
 use crate::watch::{Watcher, digest};
 
 use super::errands::Errands;
+use super::handed::{Given, Handed};
 use super::lasting::Lasting;
 use super::listen::{Address, BoundSocket, Sharing};
 use super::route::Entrance;
-use super::serve::{Change, Opened, Worker};
+use super::serve::{Change, Opened, Told, Worker};
 use super::state::{Access, Route, State};
 use super::{Limits, RouteSettings, ServerSettings};
 
@@ -38,6 +39,8 @@ pub struct Plan {
     pub wishes: Wishes,
     /// Listeners beside these, which no route may lead to either.
     pub others: Vec<SocketAddr>,
+    /// The sockets that were handed over.
+    pub handed: Handed,
     /// The number of threads; 0 is one a core.
     pub workers: usize,
     /// Tells the time.
@@ -115,7 +118,7 @@ pub struct Daemon {
     /// What requests begin with from now on.
     pub state: Arc<ArcSwap<State>>,
     listening: Vec<Listening>,
-    workers: Vec<mpsc::Sender<Change>>,
+    workers: Vec<mpsc::Sender<Told>>,
     threads: Vec<thread::JoinHandle<()>>,
     errands: Errands,
     watcher: Watcher,
@@ -125,6 +128,8 @@ pub struct Daemon {
     lasting: Arc<Lasting>,
     /// Listeners beside these, which no route may lead to either.
     others: Vec<SocketAddr>,
+    /// The sockets that were handed over, listened on or not: another configuration may name others of them.
+    handed: Handed,
     next: u64,
 }
 
@@ -146,13 +151,13 @@ impl Daemon {
     /// # Errors
     /// What stood in the way; nothing is left running.
     pub fn start(plan: Plan) -> Result<Self, StartError> {
-        let Plan { wishes, others, workers, clock } = plan;
+        let Plan { wishes, others, handed, workers, clock } = plan;
         let threads = match workers {
             0 => thread::available_parallelism().map_or(1, NonZeroUsize::get),
             workers => workers,
         };
         let lasting = Arc::new(Lasting::new(clock.clone(), tls::Roots::new(wishes.server.extra_ca.clone())));
-        let mut prepared = Prepared::new(&lasting, wishes, &[], threads, 0)?;
+        let mut prepared = Prepared::new(&lasting, wishes, &[], &handed, threads, 0)?;
         let state = prepared.state(&lasting, &others);
         lasting.retain(&state);
         let (watcher, files) = Watcher::new();
@@ -168,6 +173,7 @@ impl Daemon {
             prints: prepared.prints,
             lasting,
             others,
+            handed,
             next: prepared.next,
         };
         let (started, starts) = std::sync::mpsc::channel();
@@ -201,7 +207,8 @@ impl Daemon {
         let before = (self.lasting.roots.load_full(), self.state.load_full());
         self.lasting.roots.store(Arc::new(tls::Roots::new(wishes.server.extra_ca.clone())));
         let threads = self.workers.len();
-        let mut prepared = match Prepared::new(&self.lasting, wishes, &self.listening, threads, self.next) {
+        let mut prepared = match Prepared::new(&self.lasting, wishes, &self.listening, &self.handed, threads, self.next)
+        {
             Ok(prepared) => prepared,
             Err(error) => {
                 self.lasting.roots.store(before.0);
@@ -215,7 +222,7 @@ impl Daemon {
             let (done, answer) = oneshot::channel();
             let opened = prepared.opened.pop().unwrap_or_default();
             let change = Change { state: Arc::clone(&state), opened, entrances: prepared.entrances.clone(), done };
-            if worker.send(change).await.is_ok() {
+            if worker.send(Told::Change(change)).await.is_ok() {
                 answers.push(answer);
             }
         }
@@ -231,7 +238,7 @@ impl Daemon {
         self.watch();
         self.errands.update(&state.own);
         let gone = self.listening.iter().filter(|old| prepared.listening.iter().all(|new| new.number != old.number));
-        let gone: Vec<_> = gone.map(|listening| listening.bound.clone()).collect();
+        let gone: Vec<_> = gone.map(|listening| listening.wanted.clone()).collect();
         self.listening = prepared.listening;
         self.next = prepared.next;
         self.remove_sockets(&gone);
@@ -261,10 +268,32 @@ impl Daemon {
         }
     }
 
-    /// Removes the files of Unix sockets that nobody listens on any more.
+    /// True if every thread answers within `patience`, so that it is worth waiting for.
+    pub async fn is_alive(&self, patience: Duration) -> bool {
+        let mut answers = Vec::new();
+        for worker in &self.workers {
+            let (done, answer) = oneshot::channel();
+            // One that has no room for a question has not looked at those before it.
+            if worker.try_send(Told::Answer(done)).is_err() {
+                return false;
+            }
+            answers.push(answer);
+        }
+        let all = async {
+            for answer in answers {
+                if answer.await.is_err() {
+                    return false;
+                }
+            }
+            true
+        };
+        self.errands.is_alive() && timeout(patience, all).await.unwrap_or(false)
+    }
+
+    /// Removes the files of Unix sockets that nobody listens on any more; those that were handed over are not ours.
     fn remove_sockets(&self, addresses: &[Address]) {
         for address in addresses {
-            let is_used = self.listening.iter().any(|listening| listening.bound.is_same_place(address));
+            let is_used = self.listening.iter().any(|listening| listening.wanted.is_same_place(address));
             if let (Address::Unix { path, .. }, false) = (address, is_used) {
                 let _ = std::fs::remove_file(path);
             }
@@ -277,7 +306,7 @@ impl Daemon {
     pub fn drain(mut self, patience: Duration) -> bool {
         self.lasting.is_draining.store(true, Ordering::Relaxed);
         // While somebody still listens: later the path may be a successor's.
-        let all: Vec<_> = std::mem::take(&mut self.listening).into_iter().map(|listening| listening.bound).collect();
+        let all: Vec<_> = std::mem::take(&mut self.listening).into_iter().map(|listening| listening.wanted).collect();
         self.remove_sockets(&all);
         self.workers.clear();
         let (done, all_done) = std::sync::mpsc::channel();
@@ -329,27 +358,26 @@ impl Prepared {
         lasting: &Arc<Lasting>,
         mut wishes: Wishes,
         before: &[Listening],
+        handed: &Handed,
         threads: usize,
         mut next: u64,
     ) -> Result<Self, StartError> {
         // Before they are read: what changes later is noticed.
         let prints = wishes.prints();
-        let own: Vec<_> = wishes.routes.iter().map(|route| (route.name.clone(), route.listen.clone())).collect();
+        let own: Vec<_> = wishes.routes.iter().map(Owner::of).collect();
         let routes = prepare(std::mem::take(&mut wishes.routes), lasting)?;
-        let mut addresses: Vec<_> = wishes.server.listen.iter().map(|address| (None, address)).collect();
-        for (owner, listen) in &own {
-            addresses.extend(listen.iter().map(|address| (Some(owner), address)));
-        }
+        let places = places(&wishes.server, &own, handed)?;
         let mut listening: Vec<Listening> = Vec::new();
         let (mut opened, mut entrances, mut fresh) = (Vec::new(), HashMap::new(), Fresh::default());
         opened.resize_with(threads, Vec::new);
-        for (owner, wanted) in addresses {
-            let is_unix = matches!(wanted, Address::Unix { .. });
+        for Place { owner, wanted, given } in places {
+            let is_unix = matches!(given.map_or(wanted, |given| given.address), Address::Unix { .. });
             let entrance = Entrance { route: owner.map(|owner| lasting.number(owner)), is_unix };
             let is_it = |known: &&Listening| {
                 // A port that the kernel is to choose is another one for everybody.
                 let is_chosen = matches!(wanted, Address::Tcp(address) if address.port() == 0);
                 known.wanted.is_same_place(wanted)
+                    && given.is_none_or(|given| known.bound == *given.address)
                     && (!is_chosen || known.owner.as_ref() == owner)
                     && listening.iter().all(|taken| taken.number != known.number)
             };
@@ -357,16 +385,17 @@ impl Prepared {
                 (known.number, known.bound.clone())
             } else {
                 let is_ours = before.iter().any(|known| known.bound.overlaps(wanted));
-                let bound = match wanted.bind(threads, if is_ours { Sharing::Ours } else { Sharing::Nobodys }) {
+                let sharing = if is_ours { Sharing::Ours } else { Sharing::Nobodys };
+                let bound = match given.map_or_else(|| wanted.bind(threads, sharing), |given| given.bound(threads)) {
                     Ok(bound) => bound,
                     Err(error) if is_missing_ipv6(wanted, &error) => {
                         debug!(address = %wanted, "this machine has no IPv6");
                         continue;
                     }
-                    Err(error) => return Err(StartError::Bind(wanted.clone(), error)),
+                    Err(error) => return Err(StartError::Bind(wanted.clone(), explained(error, wanted, handed))),
                 };
                 next += 1;
-                fresh.0.push(bound.address.clone());
+                fresh.0.push(wanted.clone());
                 for (opened, socket) in opened.iter_mut().zip(bound.sockets) {
                     opened.push(Opened { number: next, entrance, socket });
                 }
@@ -382,6 +411,18 @@ impl Prepared {
             }
         }
         fresh.0.clear();
+        for (name, address) in handed.all() {
+            if !listening
+                .iter()
+                .any(|listening| matches!(&listening.wanted, Address::Systemd(wanted) if wanted == name))
+            {
+                let address = address.map(ToString::to_string);
+                warn!(
+                    name,
+                    address, "a socket was handed over that no `listen` names: who connects to it waits in vain"
+                );
+            }
+        }
         Ok(Self { wishes, routes, listening, opened, entrances, prints, next })
     }
 
@@ -394,6 +435,83 @@ impl Prepared {
         let Wishes { server, limits, access, .. } = &self.wishes;
         let routes = std::mem::take(&mut self.routes);
         Arc::new(State::new(server, routes, *limits, *access, own.into(), Arc::clone(lasting)))
+    }
+}
+
+/// A route that may have listeners of its own.
+struct Owner {
+    name: String,
+    listen: Vec<Address>,
+    asks_callers: bool,
+}
+
+impl Owner {
+    fn of(route: &RouteSettings) -> Self {
+        Self { name: route.name.clone(), listen: route.listen.clone(), asks_callers: route.callers.is_some() }
+    }
+}
+
+/// A socket that is to be listened on.
+struct Place<'a> {
+    /// The route whose own it is.
+    owner: Option<&'a String>,
+    /// The address, as it is configured.
+    wanted: &'a Address,
+    /// What was handed over for it, if it is bound already.
+    given: Option<Given<'a>>,
+}
+
+/// Every socket that is to be listened on: more than one where several were handed over under one name.
+fn places<'a>(server: &'a ServerSettings, own: &'a [Owner], handed: &'a Handed) -> Result<Vec<Place<'a>>, StartError> {
+    let shared = server.listen.iter().map(|address| (None, address));
+    let owned = own.iter().flat_map(|owner| owner.listen.iter().map(move |address| (Some(owner), address)));
+    let mut places = Vec::new();
+    for (owner, wanted) in shared.chain(owned) {
+        let name = owner.map(|owner| &owner.name);
+        if let Address::Systemd(socket) = wanted {
+            let unusable = |error| StartError::Bind(wanted.clone(), error);
+            for given in handed.named(socket).map_err(unusable)? {
+                let reached = own.iter().filter(|route| name.is_none_or(|name| *name == route.name));
+                admit_remote(given.address, server.allow_remote, reached).map_err(unusable)?;
+                places.push(Place { owner: name, wanted, given: Some(given) });
+            }
+        } else {
+            places.push(Place { owner: name, wanted, given: None });
+        }
+    }
+    Ok(places)
+}
+
+/// What the configuration's own addresses are held to as soon as it is read: other machines get in only where that is meant.
+fn admit_remote<'a>(
+    address: &Address,
+    is_allowed: bool,
+    mut reached: impl Iterator<Item = &'a Owner>,
+) -> io::Result<()> {
+    if address.is_local() {
+        return Ok(());
+    }
+    if !is_allowed {
+        return Err(io::Error::other(format!(
+            "{address} is no loopback address: other machines could use the credentials; change ListenStream= of the .socket \
+             unit, or set `allow_remote = true` in [server] and give the routes `callers`"
+        )));
+    }
+    match reached.find(|route| !route.asks_callers) {
+        Some(Owner { name, .. }) => {
+            Err(io::Error::other(format!("other machines can reach route \"{name}\" at {address}: give it `callers`")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Says who has the address, where that is known.
+fn explained(error: io::Error, wanted: &Address, handed: &Handed) -> io::Error {
+    match handed.name_of(wanted) {
+        Some(name) if error.kind() == io::ErrorKind::AddrInUse => io::Error::other(format!(
+            "the service manager does, and hands the socket over: write \"systemd:{name}\" in its place"
+        )),
+        _ => error,
     }
 }
 
@@ -422,7 +540,7 @@ fn work(
     state: Arc<State>,
     clock: Clock,
     sockets: Vec<Opened<BoundSocket>>,
-    changes: mpsc::Receiver<Change>,
+    changes: mpsc::Receiver<Told>,
     started: std::sync::mpsc::Sender<io::Result<()>>,
 ) {
     let mut builder = tokio::runtime::Builder::new_current_thread();
@@ -458,7 +576,35 @@ const RESOLVERS: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config;
+    use crate::settings::BareSecrets;
+
+    #[tokio::test]
+    async fn one_thread_that_does_not_answer_is_one_too_many() {
+        let text = "server.listen = [\"127.0.0.1:0\"]";
+        let config = config::parse(text, Path::new("f"), BareSecrets::Refuse).unwrap();
+        let config::Config { server, routes, limits, .. } = config;
+        let wishes = Wishes { server, routes, limits, access: Access::Off, file: None };
+        let handed = Handed::default();
+        let mut daemon =
+            Daemon::start(Plan { wishes, others: Vec::new(), handed, workers: 2, clock: Clock::system() }).unwrap();
+        for _ in 0..2 * CHANGES {
+            assert!(daemon.is_alive(PATIENCE * 10).await);
+        }
+        let (hung, questions) = mpsc::channel(1);
+        daemon.workers.push(hung);
+        assert!(!daemon.is_alive(Duration::from_millis(1)).await);
+        // Its queue is full by now.
+        assert!(!daemon.is_alive(PATIENCE * 10).await);
+        drop(questions);
+        assert!(!daemon.is_alive(PATIENCE * 10).await);
+        daemon.workers.pop();
+        assert!(daemon.is_alive(PATIENCE * 10).await);
+        assert!(daemon.drain(PATIENCE * 10));
+    }
 
     #[test]
     fn only_a_missing_ipv6_is_no_error() {

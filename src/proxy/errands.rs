@@ -43,6 +43,12 @@ impl Errands {
         Ok(Self { own })
     }
 
+    /// True as long as the thread keeps anything.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        !self.own.is_closed()
+    }
+
     /// Goes on with what is to be kept now.
     pub fn update(&self, own: &Arc<[SocketAddr]>) {
         self.own.send_replace(Arc::clone(own));

@@ -60,6 +60,30 @@ pub enum BoundSocket {
     Unix(std::os::unix::net::UnixListener),
 }
 
+impl BoundSocket {
+    /// The same socket once more.
+    ///
+    /// # Errors
+    /// The descriptors have run out.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Tcp(socket) => socket.try_clone().map(Self::Tcp),
+            Self::Unix(socket) => socket.try_clone().map(Self::Unix),
+        }
+    }
+
+    /// Makes it one that a poller can be given.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(socket) => socket.set_nonblocking(true),
+            Self::Unix(socket) => socket.set_nonblocking(true),
+        }
+    }
+}
+
 impl Address {
     /// Binds the address for a number of threads. A TCP address is shared among sockets of our own; one that another
     /// process listens on is an error even if it would share it.
@@ -74,10 +98,8 @@ impl Address {
                 let sockets = (0..threads).map(|_| listener.try_clone().map(BoundSocket::Unix));
                 Ok(Bound { address: self.clone(), sockets: sockets.collect::<io::Result<_>>()? })
             }
-            Self::Systemd(_) => Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "sockets handed over by systemd are not supported yet: name an address",
-            )),
+            // It is bound already: `super::handed` has it.
+            Self::Systemd(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -98,6 +120,15 @@ impl Address {
         match (self, other) {
             (Self::Unix { path, .. }, Self::Unix { path: other, .. }) => path == other,
             (one, other) => one == other,
+        }
+    }
+
+    /// True if only this machine can reach it; of a socket that systemd hands over that is known once it is there.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix { .. } | Self::Systemd(_) => true,
         }
     }
 

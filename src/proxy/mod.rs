@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod errands;
 pub mod error;
 pub mod guard;
+pub mod handed;
 pub mod head;
 pub mod hold;
 pub mod lasting;
@@ -126,6 +127,8 @@ pub struct Field {
 pub struct ServerSettings {
     /// The shared listeners.
     pub listen: Vec<listen::Address>,
+    /// True if other machines may reach a listener; its routes then need `callers`.
+    pub allow_remote: bool,
     /// `NAME.<domain>` leads to a route.
     pub domains: Vec<String>,
     /// Browser origins that the guard lets through, as browsers write them.

@@ -100,6 +100,15 @@ pub struct Change {
     pub done: oneshot::Sender<io::Result<()>>,
 }
 
+/// What a thread is told.
+#[derive(Debug)]
+pub enum Told {
+    /// Something is different from now on.
+    Change(Change),
+    /// It is to answer, which it does as long as it serves.
+    Answer(oneshot::Sender<()>),
+}
+
 /// The part of a listener that changes.
 #[derive(Debug)]
 struct Ear {
@@ -147,7 +156,7 @@ impl Worker {
 
     /// Serves the listeners, and those that changes bring, until there are no more changes; then answers what is in flight
     /// and what waits to be accepted.
-    pub async fn serve(self: Rc<Self>, listeners: Vec<Opened<Listener>>, mut changes: mpsc::Receiver<Change>) {
+    pub async fn serve(self: Rc<Self>, listeners: Vec<Opened<Listener>>, mut changes: mpsc::Receiver<Told>) {
         let mut accepting = HashMap::new();
         let open = |accepting: &mut HashMap<_, _>, opened: Opened<Listener>| {
             let Opened { number, entrance, socket } = opened;
@@ -168,7 +177,14 @@ impl Worker {
                 }
             }
         });
-        while let Some(Change { state, opened, entrances, done }) = changes.recv().await {
+        while let Some(told) = changes.recv().await {
+            let Change { state, opened, entrances, done } = match told {
+                Told::Change(change) => change,
+                Told::Answer(done) => {
+                    let _ = done.send(());
+                    continue;
+                }
+            };
             let mut outcome = Ok(());
             let opened: Vec<_> = opened
                 .into_iter()

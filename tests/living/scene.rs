@@ -8,6 +8,7 @@ use countersign::config::{self, Config};
 use countersign::credential::keeper::Keeper;
 use countersign::credential::{AccessKey, ExposeSecret};
 use countersign::proxy::daemon::{Daemon, Plan, Wishes};
+use countersign::proxy::handed::Handed;
 use countersign::proxy::listen::Address;
 use countersign::proxy::refusals::Refusal;
 use countersign::proxy::state::Access;
@@ -130,7 +131,7 @@ impl Proxy {
         let parsed = config::parse(&text, &folder.path().join("countersign.toml"), BareSecrets::Accept);
         let Config { server, routes, limits, .. } = parsed.unwrap_or_else(|invalid| panic!("{invalid}"));
         let wishes = Wishes { server, routes, limits, access: Access::Off, file: None };
-        let plan = Plan { wishes, others: Vec::new(), workers: 2, clock: clock.clone() };
+        let plan = Plan { wishes, others: Vec::new(), handed: Handed::default(), workers: 2, clock: clock.clone() };
         let daemon = Daemon::start(plan).unwrap_or_else(|error| panic!("{error}"));
         let Some((_, &Address::Tcp(address))) = daemon.listening().next() else { panic!("it does not listen") };
         Self { address, folder, daemon }

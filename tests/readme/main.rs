@@ -89,6 +89,11 @@ fn every_command_line_does_what_it_says() {
                     if line.starts_with("cargo ") || line.starts_with("countersign run ") {
                         continue;
                     }
+                    // A machine with systemd is needed for these: tests/interop/peer_systemd.py has one.
+                    if line.starts_with("sudo ") {
+                        installed(&line);
+                        continue;
+                    }
                     current.as_ref().unwrap_or_else(|| panic!("no configuration before {line}")).run(&line);
                     count += 1;
                 }
@@ -100,10 +105,24 @@ fn every_command_line_does_what_it_says() {
                 }
             }
             "http" => {}
+            "ini" => {
+                // As a setting or, where it is another for everybody, as a comment.
+                let units = include_str!("../../systemd/countersign.service");
+                for line in text.lines() {
+                    assert!(units.lines().any(|unit| unit.trim_start_matches('#') == line), "{line}");
+                }
+            }
             _ => panic!("nothing runs what is written in {language:?}: {text}"),
         }
     }
     assert!(count > 20, "{count}");
+}
+
+/// What is installed must be there.
+fn installed(line: &str) {
+    for file in line.split(' ').filter(|word| word.starts_with("systemd/")) {
+        assert!(Path::new(env!("CARGO_MANIFEST_DIR")).join(file).is_file(), "{line}");
+    }
 }
 
 /// The command lines of a block, those that go on after a backslash in one piece.

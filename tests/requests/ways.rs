@@ -136,6 +136,10 @@ fn what_cannot_be_known_or_is_not_open_to_all_is_said() {
     assert!(narrow.out.contains("`allow`") && narrow.out.contains("curl -u me:TOKEN"), "{narrow:?}");
     assert!(!format!("{narrow:?}").contains("planted"), "{narrow:?}");
 
+    // Where systemd listens stands elsewhere.
+    let handed = told(&format!("[server]\nlisten = [\"systemd:web\"]\n{}", route("cert", "")), &[]).out;
+    assert!(handed.contains("hands over as web: ListenStream=") && !handed.contains("No way in"), "{handed}");
+
     // Whoever comes from another machine needs a name that is one of ours.
     let far = "[server]\nlisten = [\"192.0.2.1:8080\"]\nallow_remote = true\n";
     let keys = "callers = { net = [\"192.0.2.0/24\"] }";

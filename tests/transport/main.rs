@@ -16,6 +16,7 @@ mod ports;
 #[path = "../support/script.rs"]
 mod script;
 
+mod activation;
 mod bodies;
 mod bundles;
 mod cuts;

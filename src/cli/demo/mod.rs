@@ -18,6 +18,7 @@ use crate::demo::Stage;
 use crate::demo::acts::{self, ACTS};
 use crate::demo::upstream::{Seen, Upstream};
 use crate::proxy::daemon::{Daemon, Plan, Wishes};
+use crate::proxy::handed::Handed;
 use crate::proxy::listen::Address;
 use crate::proxy::state::Access;
 use crate::settings::BareSecrets;
@@ -82,7 +83,8 @@ fn start(configuration: &str, stage: &Stage, folder: &Path, clock: &Clock) -> io
     let parsed = config::parse(configuration, &folder.join("demo.toml"), BareSecrets::Accept);
     let Config { server, routes, limits, .. } = parsed.map_err(io::Error::other)?;
     let wishes = Wishes { server, routes, limits, access: Access::Off, file: None };
-    Daemon::start(Plan { wishes, others: Vec::new(), workers: 1, clock: clock.clone() }).map_err(io::Error::other)
+    Daemon::start(Plan { wishes, others: Vec::new(), handed: Handed::default(), workers: 1, clock: clock.clone() })
+        .map_err(io::Error::other)
 }
 
 async fn ended((interrupt, terminate): &mut (Signal, Signal)) {
