@@ -10,6 +10,8 @@ from peers import check, main, until
 
 MOST = 12_000_000
 COMMIT = "0123abc"
+# How many seconds a build may take, with all that a release is built with.
+LONG = 1500
 # As tight as it gets, but for the folder that a demonstration writes its keys into.
 TIGHT = ["--read-only", "--network=none", "--cap-drop=ALL", "--security-opt=no-new-privileges", "--log-driver=json-file"]
 
@@ -39,7 +41,7 @@ def built(docker, saved):
         builder(docker)
         # Where it takes long, what it says is worth seeing.
         subprocess.run(["docker", "build", "--network=none", "--build-arg", "BUILDER=builder", "--build-arg",
-                        f"COUNTERSIGN_COMMIT={COMMIT}", "--tag", "countersign", "."], env=docker.environment, check=True, timeout=1500)
+                        f"COUNTERSIGN_COMMIT={COMMIT}", "--tag", "countersign", "."], env=docker.environment, check=True, timeout=LONG)
 
     size = int(docker.inspect("countersign", ".Size"))
     with check(f"image: {size / 1e6:.1f} MB, and nothing in it but the binary and the roots"):

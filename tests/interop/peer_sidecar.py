@@ -20,10 +20,9 @@ services:
     network_mode: none
     extra_hosts: ["upstream.test:127.0.0.1"]
   application:
-    command: [sh, -c, '{command}']
+    command: [sh, -c, 'trap "exit 0" TERM; while busybox sleep 0.02; do wget -q -O - $$API_URL/v1/certificate || echo failed; done']
 """
-CALLS = """trap "exit 0" TERM; while busybox sleep 0.02; do wget -q -T 20 -O - $$API_URL/v1/certificate || echo failed; done"""
-ONCE = "wget -q -T 20 -O - $$API_URL/v1/certificate"
+SERVICES = ("application", "countersign")
 CONFIGURATION = """
 [admin]
 listen = "127.0.0.1:9900"
@@ -49,7 +48,7 @@ class Judge(http.server.BaseHTTPRequestHandler):
             secret = json.load(file).get(access_key)
         is_good = secret and found.encode() == bce_v1_signer.sign(
             BceCredentials(access_key, secret), b"GET", self.path.encode(), headers, {},
-            int(time.mktime(time.strptime(date, "%Y-%m-%dT%H:%M:%SZ")) - time.timezone), int(expires), set(headers))
+            int(time.mktime(time.strptime(date, "%Y-%m-%dT%H:%M:%SZ")) - time.timezone), int(expires), list(headers))
         body = f"{access_key}\n".encode() if is_good else b'{"code":"InvalidAccessKeyId"}'
         self.send_response(200 if is_good else 403)
         self.send_header("Content-Length", str(len(body)))
@@ -88,23 +87,35 @@ def swap(folder, generation, key):
 class Compose:
     """A folder with compose.yaml, and the program that reads it."""
 
-    def __init__(self, docker, path, command):
+    def __init__(self, docker, path):
         self.docker, self.path = docker, f"{path}/sidecar"
         write(f"{self.path}/compose.yaml", read("config/compose.yaml").decode())
-        write(f"{self.path}/override.yaml", OVERRIDE.format(command=command))
+        write(f"{self.path}/override.yaml", OVERRIDE)
 
     def __call__(self, *words, **options):
         command = ["docker-compose", "--file", "compose.yaml", "--file", "override.yaml", *words]
         return run(command, env=self.docker.environment, cwd=self.path, patience=120, **options)
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        for service in SERVICES if kind else ():
+            print(f"-- the end of what {service} said:\n{self.said(service)[-3000:]}", file=sys.stderr)
+
     def container(self, service):
-        return self("ps", "--quiet", service).decode().strip()
+        return self.docker("ps", "--all", "--quiet", "--filter", f"label=com.docker.compose.service={service}").decode().strip()
 
     def state(self, service, field):
         return self.docker.inspect(self.container(service), f".State.{field}")
 
-    def said(self, service="application"):
-        return self.docker("logs", self.container(service)).decode()
+    def said(self, service):
+        """What a container has written to both of its streams."""
+        return self.docker("logs", self.container(service), stderr=subprocess.STDOUT).decode()
+
+    def calls(self):
+        """What came of the application's requests, in their order: the access keys that were accepted, and failures."""
+        return self.said("application").split()
 
     @contextlib.contextmanager
     def upstream(self):
@@ -126,28 +137,28 @@ def runs(docker, path):
     swap(folder, "first", OLD)
     write(f"{path}/sidecar/keys.json", json.dumps(dict([OLD, NEW])))
 
-    compose = Compose(docker, path, CALLS)
-    with check("sidecar: an application without credentials reaches an upstream that verifies"), contextlib.ExitStack() as stack:
-        compose("up", "--detach", "countersign")
-        stack.enter_context(compose.upstream())
-        compose("up", "--detach")
-        until(lambda: compose.said().count("old") > 20, "the upstream has accepted nothing")
+    with Compose(docker, path) as compose, contextlib.ExitStack() as stack:
+        with check("sidecar: an application without credentials reaches an upstream that verifies"):
+            compose("up", "--detach", "countersign")
+            stack.enter_context(compose.upstream())
+            compose("up", "--detach")
+            until(lambda: compose.calls().count("old") > 20, "the upstream has accepted nothing", patience=60)
 
         with check("sidecar: a swapped secret is taken up, and the old one retired, without a failed request"):
             swap(folder, "second", NEW)
-            until(lambda: "new" in compose.said(), "the new key is not taken up")
+            until(lambda: "new" in compose.calls(), "the new key is not taken up", patience=60)
             write(f"{path}/sidecar/keys.json", json.dumps(dict([NEW])))
-            accepted = compose.said().count("new")
-            until(lambda: compose.said().count("new") > accepted + 20, "the new key is not used any more")
-            assert set(compose.said().split()) == {"old", "new"}, compose.said()
+            accepted = compose.calls().count("new")
+            until(lambda: compose.calls().count("new") > accepted + 20, "the new key is not used any more", patience=60)
+            assert set(compose.calls()) == {"old", "new"}, compose.calls()
 
         with check("sidecar: the application ends first, both with 0, and no request fails meanwhile"):
             compose("stop")
-            ended = [compose.state(service, "FinishedAt") for service in ("application", "countersign")]
+            ended = [compose.state(service, "FinishedAt") for service in SERVICES]
             assert ended == sorted(ended), ended
-            codes = [compose.state(service, "ExitCode") for service in ("application", "countersign")]
-            assert codes == ["0", "0"], (codes, compose.said("countersign"))
-            assert set(compose.said().split()) == {"old", "new"}, compose.said()
+            codes = [compose.state(service, "ExitCode") for service in SERVICES]
+            assert codes == ["0", "0"], codes
+            assert set(compose.calls()) == {"old", "new"}, compose.calls()
         compose("down")
 
 
