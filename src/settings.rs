@@ -5,6 +5,7 @@
 //! asked for, with the nearest known one.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,15 +70,16 @@ pub struct Reader<'a> {
     is_guess: Cell<bool>,
     errors: RefCell<Vec<Remark>>,
     warnings: RefCell<Vec<Remark>>,
+    variables: RefCell<BTreeSet<String>>,
 }
 
 impl<'a> Reader<'a> {
     /// Reads `text`, resolving relative paths against `folder`.
     #[must_use]
     pub fn new(text: &'a str, folder: &'a Path, bare_secrets: BareSecrets) -> Self {
-        let (errors, warnings) = Default::default();
+        let (errors, warnings, variables) = Default::default();
         let (nothing, is_guess) = (DeTable::new(), Cell::new(false));
-        Self { text, folder, bare_secrets, nothing, is_guess, errors, warnings }
+        Self { text, folder, bare_secrets, nothing, is_guess, errors, warnings, variables }
     }
 
     /// Parses the text; syntax errors are noted, and what could be read all the same is returned.
@@ -116,6 +118,17 @@ impl<'a> Reader<'a> {
     /// Notes a warning: legal, but something the owner should know.
     pub fn warning_at(&self, place: Place, message: impl Into<String>) {
         self.warnings.borrow_mut().push(Remark { place, message: message.into() });
+    }
+
+    /// Notes that a secret is kept in this environment variable.
+    pub fn secret_variable(&self, name: &str) {
+        self.variables.borrow_mut().insert(name.to_owned());
+    }
+
+    /// The environment variables that secrets are kept in, as far as they have been read.
+    #[must_use]
+    pub fn secret_variables(&self) -> BTreeSet<String> {
+        self.variables.borrow().clone()
     }
 
     /// True once an error was noted.

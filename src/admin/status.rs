@@ -81,6 +81,8 @@ pub fn daemon(state: &State, life: &Life, only: Option<&str>) -> Value {
     let now = life.clock.now();
     let routes = state.routes.iter().filter(|route| only.is_none_or(|only| route.name == only));
     let is_draining = state.lasting.is_draining.load(Ordering::Relaxed);
+    let refusals = state.lasting.refusals.last();
+    let last_of = |route: &Route| refusals.iter().rev().find(|refusal| refusal.route == route.name);
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "now": time::iso(now),
@@ -89,11 +91,11 @@ pub fn daemon(state: &State, life: &Life, only: Option<&str>) -> Value {
         "draining": is_draining,
         "ready": !is_draining && state.has_been_ready(),
         "warnings": life.warnings(),
-        "routes": routes.map(|route| self::route(route, now)).collect::<Vec<_>>(),
+        "routes": routes.map(|route| self::route(route, last_of(route), now)).collect::<Vec<_>>(),
     })
 }
 
-fn route(route: &Route, now: Timestamp) -> Value {
+fn route(route: &Route, refused: Option<&Refusal>, now: Timestamp) -> Value {
     let (status, servers) = (route.keeper.status(), route.servers());
     json!({
         "name": route.name,
@@ -103,6 +105,9 @@ fn route(route: &Route, now: Timestamp) -> Value {
         "clock": if route.follows_clock { "auto" } else { "local" },
         "verify": route.verify.as_ref().map(Verify::name),
         "credential": credential(&status, now),
+        "last_refusal": refused.map(|refusal| json!({
+            "at": time::iso(refusal.at), "verdict": refusal.verdict, "code": refusal.code,
+        })),
         "certificates": servers.iter().flat_map(|servers| &servers.validities).map(|validity| certificate(validity, now)).collect::<Vec<_>>(),
     })
 }
@@ -191,6 +196,13 @@ pub fn readiness(state: &State, readiness: Readiness) -> Result<(), String> {
     if state.lasting.is_draining.load(Ordering::Relaxed) {
         return Err("draining".to_owned());
     }
+    let reasons = awaited(state, readiness);
+    if reasons.is_empty() { Ok(()) } else { Err(format!("not ready: {}", reasons.join("; "))) }
+}
+
+/// The routes that are not ready, in this sense, each with the reason: `NAME: why`.
+#[must_use]
+pub fn awaited(state: &State, readiness: Readiness) -> Vec<String> {
     let is_ready = |route: &Route| match readiness {
         Readiness::Reached => state.has_been_ready() || route.keeper.has_been_usable(),
         Readiness::Now => route.keeper.is_usable(),
@@ -199,8 +211,7 @@ pub fn readiness(state: &State, readiness: Readiness) -> Result<(), String> {
         Some((_, message)) => format!("{}: {message}", route.name),
         None => format!("{}: its credential is awaited", route.name),
     };
-    let reasons: Vec<_> = state.routes.iter().filter(|route| !is_ready(route)).map(|route| why(route)).collect();
-    if reasons.is_empty() { Ok(()) } else { Err(format!("not ready: {}", reasons.join("; "))) }
+    state.routes.iter().filter(|route| !is_ready(route)).map(|route| why(route)).collect()
 }
 
 #[cfg(test)]

@@ -82,6 +82,12 @@ fn route(route: &Value) -> Paragraph {
     if let Some(credential) = route.get("credential") {
         self::credential(&mut paragraph, credential);
     }
+    if let Some(refusal) = route.get("last_refusal").filter(|refusal| refusal.is_object()) {
+        let code = text(refusal, "code").map(|code| format!(" ({code})")).unwrap_or_default();
+        let [at, verdict] = ["at", "verdict"].map(|key| text(refusal, key).unwrap_or_default());
+        let name = text(route, "name").unwrap_or_default();
+        paragraph.say("refused", format!("{at}, {verdict}{code}: `countersign last {name}`"));
+    }
     for certificate in list(route, "certificates") {
         let what = text(certificate, "what").unwrap_or_default();
         let until = text(certificate, "until").map(|until| format!("{what} is valid until {until}"));

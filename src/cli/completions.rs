@@ -21,6 +21,6 @@ pub(super) fn main(arguments: &Arguments) {
 
 const EXAMPLES: &str = "\
 Examples:
-  countersign completions bash > ~/.local/share/bash-completion/completions/countersign
+  countersign completions bash > /etc/bash_completion.d/countersign
   countersign completions zsh > /usr/local/share/zsh/site-functions/_countersign
   countersign completions fish > ~/.config/fish/completions/countersign.fish";

@@ -4,6 +4,8 @@ mod asking;
 mod check;
 mod completions;
 mod demo;
+mod exec;
+mod following;
 mod health;
 mod import;
 mod init;
@@ -24,12 +26,13 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use textwrap::WordSplitter;
 
 use crate::config::{self, Config};
 
 /// A local daemon that holds credentials so that programs need not: plain HTTP in, signed requests over TLS out.
 #[derive(Debug, Parser)]
-#[command(name = "countersign", version = VERSION.as_str(), disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(name = "countersign", version = VERSION.as_str(), disable_help_subcommand = true, after_help = EXAMPLES, max_term_width = COLUMNS)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -39,6 +42,14 @@ struct Arguments {
 enum Command {
     /// Run the daemon
     Run(run::Arguments),
+    /// Run a command with a daemon of its own, and without the secrets in its environment
+    ///
+    /// The daemon listens on a free port of 127.0.0.1, for as long as the command runs; `listen` and `[admin]` of the
+    /// configuration have no effect. The command finds each route at `COUNTERSIGN_NAME_URL`, and no variable that a secret is
+    /// read from. It starts once every route has its credential, or after 30 seconds; signals are handed on to it. The exit
+    /// code is the command's, or 128 and the number of the signal that ended it; 126 if it cannot be started, 127 if there
+    /// is no such command.
+    Exec(exec::Arguments),
     /// Validate a configuration and every secret it refers to, without printing any
     Check(check::Arguments),
     /// Show every way into each route, ready to paste
@@ -88,6 +99,8 @@ enum Failed {
     Running,
     /// The configuration is wrong: a restart will not help.
     Configuration,
+    /// The command that was to run ended, or did not begin, with this.
+    Command(u8),
 }
 
 impl From<Failed> for ExitCode {
@@ -97,6 +110,7 @@ impl From<Failed> for ExitCode {
             Failed::Usage => Self::from(2),
             // EX_CONFIG of sysexits(3), so that a unit can say RestartPreventExitStatus=78.
             Failed::Configuration => Self::from(78),
+            Failed::Command(code) => Self::from(code),
         }
     }
 }
@@ -106,6 +120,7 @@ impl From<Failed> for ExitCode {
 pub fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Run(arguments) => run::main(&arguments),
+        Command::Exec(arguments) => exec::main(&arguments),
         Command::Check(arguments) => check::main(&arguments),
         Command::Routes(arguments) => routes::main(&arguments),
         Command::Sign(arguments) => sign::main(&arguments),
@@ -161,6 +176,14 @@ fn print(data: impl AsRef<[u8]>) {
     let _ = out.write_all(data.as_ref()).and_then(|()| out.flush());
 }
 
+/// Lines for a terminal of 80 columns: a label, and beside it a text.
+fn wrap(label: &str, text: &str) -> String {
+    let indent = " ".repeat(label.chars().count());
+    let options = textwrap::Options::new(COLUMNS).initial_indent(label).subsequent_indent(&indent);
+    // What has a hyphen in it is a name, most likely.
+    textwrap::fill(text, options.break_words(false).word_splitter(WordSplitter::NoHyphenation)) + "\n"
+}
+
 /// The version, and the commit where it was known at build time.
 static VERSION: LazyLock<String> = LazyLock::new(|| version(option_env!("COUNTERSIGN_COMMIT")));
 
@@ -168,6 +191,9 @@ fn version(commit: Option<&str>) -> String {
     let version = env!("CARGO_PKG_VERSION");
     commit.filter(|commit| !commit.is_empty()).map_or(version.to_owned(), |commit| format!("{version} ({commit})"))
 }
+
+/// How wide a line for people is, at most.
+const COLUMNS: usize = 80;
 
 const EXAMPLES: &str = "\
 Examples:

@@ -463,7 +463,7 @@ fn moment(text: &str) -> Result<Timestamp, &'static str> {
 const EXAMPLES: &str = "\
 Examples:
   countersign sign http://cert.localhost:8080/v1/certificate
-  countersign sign --explain -X PUT -H 'Content-Type: application/json' -d @body.json URL
+  countersign sign --explain -X PUT -H 'X-Id: 1' -d @body.json URL
   countersign sign --curl --at 2026-01-02T03:04:05Z URL";
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ pub(super) fn snippets(route: &RouteSettings, doors: &[Door]) -> Vec<(String, Ve
         _ => None,
     });
 
-    let variable = format!("COUNTERSIGN_{}_URL", route.name.to_ascii_uppercase().replace('-', "_"));
+    let variable = variable(&route.name);
     let base = url.iter().map(|url| format!("export {variable}={}", url.trim_end_matches('/')));
     let http_proxy = proxied.iter().map(|(host, port, _)| format!("export http_proxy=http://{host}:{port}"));
     add("Environment variables", base.chain(http_proxy).collect());
@@ -170,6 +170,11 @@ pub(super) fn snippets(route: &RouteSettings, doors: &[Door]) -> Vec<(String, Ve
         add("Docker, without --tls", host.iter().map(|host| format!("export DOCKER_HOST={host}")).collect());
     }
     snippets
+}
+
+/// The environment variable for the URL of a route.
+pub(super) fn variable(route: &str) -> String {
+    format!("COUNTERSIGN_{}_URL", route.to_ascii_uppercase().replace('-', "_"))
 }
 
 fn curl(door: &Door) -> String {

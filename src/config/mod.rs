@@ -11,6 +11,7 @@ mod route;
 mod server;
 mod tls;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub struct Config {
     pub limits: Limits,
     /// The routes, in the order of the file.
     pub routes: Vec<RouteSettings>,
+    /// The environment variables that secrets are kept in, and names beside them.
+    pub secret_variables: BTreeSet<String>,
     /// What is legal but unwise, or not in effect yet, in the order of the file.
     pub warnings: Vec<Remark>,
 }
@@ -125,8 +128,9 @@ pub fn parse(text: &str, path: &Path, bare_secrets: BareSecrets) -> Result<Confi
     let reader = Reader::new(text, &folder, bare_secrets);
     let document = reader.parse();
     let config = (!reader.is_guess()).then(|| read(Table::root(&reader, &document), path));
+    let secret_variables = reader.secret_variables();
     let (errors, warnings) = reader.into_remarks();
-    let config = config.map(|config| Config { warnings, ..config });
+    let config = config.map(|config| Config { secret_variables, warnings, ..config });
     match config {
         Some(config) if errors.is_empty() => Ok(config),
         rest => Err(Invalid { path: path.to_owned(), remarks: errors, rest: rest.map(Box::new) }),
@@ -162,6 +166,7 @@ fn read(root: Table<'_>, path: &Path) -> Config {
         log,
         limits,
         routes,
+        secret_variables: BTreeSet::new(),
         warnings: Vec::new(),
     }
 }

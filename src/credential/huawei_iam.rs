@@ -150,7 +150,10 @@ impl HuaweiIam {
                 StatusCode::UNAUTHORIZED => ": correct `account`, `user` or `password`",
                 StatusCode::FORBIDDEN => ": is the user enabled, and may it have tokens?",
                 StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND => ": correct `scope`, `account` or `iam`",
-                _ => "",
+                status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                    ": it will be asked again"
+                }
+                _ => ": is `iam` the address of IAM?",
             };
             return Err(refusal(&answer, &format!("{iam} hands out no token"), help, Some(&password)));
         }

@@ -117,6 +117,8 @@ impl Candidate {
 /// Keeps the credential of one route, or of several that say the same.
 pub struct Keeper {
     source: Source,
+    /// The routes that sign with it, for the log.
+    routes: ArcSwap<String>,
     accepts: Box<Accepts>,
     clock: Clock,
     holding: ArcSwap<Holding>,
@@ -252,6 +254,7 @@ impl Keeper {
     ) -> Arc<Self> {
         Arc::new(Self {
             source,
+            routes: ArcSwap::default(),
             accepts: Box::new(accepts),
             clock,
             holding: ArcSwap::default(),
@@ -271,6 +274,11 @@ impl Keeper {
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.source
+    }
+
+    /// Names the routes that sign with it, which is what the log says of it.
+    pub fn name_routes(&self, routes: String) {
+        self.routes.store(Arc::new(routes));
     }
 
     /// A generation to sign with: at once if there is one, else as soon as there is. Of a new one that is on trial one
@@ -517,8 +525,12 @@ impl Keeper {
             .is_some_and(|current| !current.is_gone(now) && current.number != candidate.generation.number);
         if has_old && before.candidate.as_ref().is_some_and(|held| Arc::ptr_eq(held, candidate)) {
             self.report().rotation_refused = Some(now);
-            let source = self.source.name();
-            warn!(source, "a new credential was refused by the upstream: the old one goes on serving");
+            let (routes, source) = (self.routes.load(), self.source.name());
+            warn!(
+                %routes,
+                source,
+                "a new credential was refused by the upstream: the old one goes on serving; `countersign last` shows the refusal"
+            );
             self.is_rejected.store(true, Ordering::Relaxed);
             self.orders.notify_one();
         }
@@ -567,12 +579,12 @@ impl Keeper {
                 }
                 Err(failed) => {
                     let trouble: Arc<str> = failed.message.into();
-                    warn!(source = self.source.name(), error = %trouble, "no new credential");
                     self.report().error = Some((now, Arc::clone(&trouble)));
                     let pause = match failed.retry {
                         Retry::Soon => pause(&mut backoff),
                         Retry::Late => LATE + LATE.mul_f64(fastrand::f64() / 5.0),
                     };
+                    self.complain(&trouble, pause);
                     (Due::In(pause), Some(trouble))
                 }
             };
@@ -581,16 +593,25 @@ impl Keeper {
         }
     }
 
+    fn complain(&self, error: &str, again_in: Duration) {
+        let (routes, source, again_in_s) = (self.routes.load(), self.source.name(), again_in.as_secs());
+        if self.is_usable() {
+            warn!(%routes, source, error, again_in_s, "no new credential: the old one goes on serving until it ends");
+        } else {
+            warn!(%routes, source, error, again_in_s, "no new credential, nor an old one: requests are answered with 503");
+        }
+    }
+
     fn learned(&self, now: Timestamp, is_new: bool) {
         let mut report = self.report();
         report.refreshed = Some(now);
         let had_failed = report.error.take().is_some();
         drop(report);
-        let source = self.source.name();
+        let (routes, source) = (self.routes.load(), self.source.name());
         if is_new || had_failed {
-            info!(source, is_new, "the credential was fetched");
+            info!(%routes, source, is_new, "the credential was fetched");
         } else {
-            debug!(source, "the credential is the same as before");
+            debug!(%routes, source, "the credential is the same as before");
         }
     }
 

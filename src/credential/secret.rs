@@ -54,7 +54,12 @@ impl SecretRef {
     fn keeper(value: &Value<'_>) -> Option<Keeper> {
         let table =
             value.table_as("a string in quotes, or a reference such as { env = \"NAME\" } or { file = \"PATH\" }")?;
-        let environment = table.get("env").map(|v| v.string().map(|name| Keeper::Environment(name.to_owned())));
+        let environment = table.get("env").map(|v| {
+            v.string().map(|name| {
+                v.reader().secret_variable(name);
+                Keeper::Environment(name.to_owned())
+            })
+        });
         let file = table.get("file").map(|v| v.string().map(|path| Keeper::File(v.reader().path(path))));
         let credential = table.get("credential").map(|v| {
             v.parse(|name| {
@@ -77,15 +82,6 @@ impl SecretRef {
             return None;
         }
         keeper
-    }
-
-    /// The environment variable that the secret is read from, if it is.
-    #[must_use]
-    pub fn environment_variable(&self) -> Option<&str> {
-        match &self.keeper {
-            Keeper::Environment(name) => Some(name),
-            _ => None,
-        }
     }
 
     /// The file that the secret is read from, if it is.

@@ -133,7 +133,7 @@ impl Lasting {
             return Ok(Arc::clone(before));
         }
         let directory = settings.directory.clone().map(|directory| (directory, approach.clone()));
-        Ok(Arc::new(Located::new(reached, directory)))
+        Ok(Arc::new(Located::new(&settings.name, reached, directory)))
     }
 
     /// Every directory that is asked, and the proxy between.
@@ -198,8 +198,12 @@ impl Lasting {
 
     /// Remembers what the routes of this state have, and nothing else.
     pub fn retain(&self, state: &State) {
-        let is_used = |kept: &Kept| state.routes.iter().any(|route| Arc::ptr_eq(&route.keeper, &kept.keeper));
-        lock(&self.keepers).retain(is_used);
+        lock(&self.keepers).retain(|Kept { keeper, .. }| {
+            let users = state.routes.iter().filter(|route| Arc::ptr_eq(&route.keeper, keeper));
+            let names: Vec<_> = users.map(|route| route.name.as_str()).collect();
+            keeper.name_routes(names.join(", "));
+            !names.is_empty()
+        });
         let located = state.routes.iter().map(|route| (route.name.clone(), Arc::clone(&route.located)));
         *lock(&self.located) = located.collect();
         let limiters = state.routes.iter().filter_map(|route| Some((route.name.clone(), route.limiter.clone()?)));

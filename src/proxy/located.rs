@@ -19,6 +19,8 @@ use super::servers::{Approach, Servers};
 /// The servers of a route, whichever they are at the moment.
 #[derive(Debug)]
 pub struct Located {
+    /// The route's name, for the log.
+    route: String,
     servers: ArcSwap<Servers>,
     /// Who says which they are, if the configuration does not.
     pub directory: Option<(Directory, Approach)>,
@@ -33,10 +35,15 @@ struct Asked {
 }
 
 impl Located {
-    /// Servers that the configuration names, or that a directory named last.
+    /// A route's servers, which the configuration names, or a directory named last.
     #[must_use]
-    pub fn new(servers: Servers, directory: Option<(Directory, Approach)>) -> Self {
-        Self { servers: ArcSwap::from_pointee(servers), directory, asked: watch::Sender::default() }
+    pub fn new(route: &str, servers: Servers, directory: Option<(Directory, Approach)>) -> Self {
+        Self {
+            route: route.to_owned(),
+            servers: ArcSwap::from_pointee(servers),
+            directory,
+            asked: watch::Sender::default(),
+        }
     }
 
     /// The servers that are known now.
@@ -104,7 +111,12 @@ impl Located {
             if let Some(trouble) = &trouble
                 && failures == 0
             {
-                warn!(directory = %directory.endpoint, error = trouble, "no list of servers: the last one stays in use");
+                let (route, directory) = (&self.route, &directory.endpoint);
+                if self.is_known() {
+                    warn!(route, %directory, error = trouble, "no new list of servers: the last one stays in use");
+                } else {
+                    warn!(route, %directory, error = trouble, "no list of servers: requests are answered with 502");
+                }
             }
             failures = if trouble.is_some() { failures + 1 } else { 0 };
             self.asked.send_replace(Asked { has_answered: true, trouble: trouble.map(Into::into) });
@@ -119,7 +131,7 @@ impl Located {
             return;
         }
         let names: Vec<_> = servers.all().iter().map(|endpoint| endpoint.target.to_string()).collect();
-        info!(servers = names.join(", "), "the servers of the directory");
+        info!(route = self.route, servers = names.join(", "), "the servers that the directory names");
         self.servers.store(Arc::new(servers.after(&before)));
     }
 }

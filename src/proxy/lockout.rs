@@ -127,7 +127,8 @@ impl Pass {
             self.lock.stopped.begin(now);
             warn!(
                 access_key = self.lock.access_key,
-                "two bad signatures in a row: the access key is stopped for a minute"
+                "two bad signatures in a row: the access key is stopped for a minute, before the provider locks it; correct its \
+                 secret (`countersign last` shows the refusals)"
             );
         }
     }
@@ -136,7 +137,11 @@ impl Pass {
     pub fn locked(self, now: Timestamp) {
         self.lock.is_proven.store(false, Ordering::Relaxed);
         self.lock.locked.begin(now);
-        warn!(access_key = self.lock.access_key, "the provider has locked the access key: no request for five minutes");
+        warn!(
+            access_key = self.lock.access_key,
+            "the provider says that it has locked the access key: no request for five minutes; correct its secret \
+             (`countersign last` shows the refusals)"
+        );
     }
 }
 

@@ -333,11 +333,11 @@ fn describe(error: &hyper::Error, way: Way<'_>, upload: Option<&Rc<Upload>>) -> 
     let what = if error.is_parse_too_large() {
         "its reply's head is larger than `limits.header_bytes`, or has more than 100 headers".to_owned()
     } else if error.is_parse() {
-        "its reply is not HTTP/1.1".to_owned()
+        "its reply is not HTTP/1.1: are the port and the scheme of the route's `upstream` right?".to_owned()
     } else if let Some(error) = io {
-        format!("the connection broke before a reply: {error}")
+        format!("the connection broke before a reply ({error}): its own log may say why")
     } else {
-        "it closed the connection before a reply".to_owned()
+        "it closed the connection before a reply: its own log may say why".to_owned()
     };
     Error::new(Code::UpstreamProtocol, format!("{endpoint}: {what}"))
 }
@@ -355,9 +355,9 @@ fn describe_http2(error: &h2::Error, way: Way<'_>, upload: Option<&Rc<Upload>>, 
     let what = match (error.get_io(), error.reason()) {
         (Some(error), _) if error.kind() == io::ErrorKind::TimedOut => return unread(way),
         (Some(error), _) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof) => {
-            "it closed the connection before a reply".to_owned()
+            "it closed the connection before a reply: its own log may say why".to_owned()
         }
-        (Some(error), _) => format!("the connection broke before a reply: {error}"),
+        (Some(error), _) => format!("the connection broke before a reply ({error}): its own log may say why"),
         (None, Some(reason)) if error.is_remote() && error.is_go_away() => {
             format!("it takes no more requests on this connection: {reason:?} ({reason})")
         }

@@ -115,7 +115,9 @@ impl Trouble {
             Self::Ourselves(address) => {
                 format!("{server} leads to {address}, one of countersign's own listeners: correct {setting}")
             }
-            Self::Refused(address, error) => format!("{server} cannot be reached at {address}: {error}"),
+            Self::Refused(address, error) => {
+                format!("{server} cannot be reached at {address} ({error}): is it up, and is {setting} right?")
+            }
             Self::Tls(error) => {
                 let mut message =
                     format!("TLS with {server} failed: {}", diagnosis::describe(error, target.shows_certificate()));
@@ -124,7 +126,9 @@ impl Trouble {
                 }
                 message
             }
-            Self::Broken(error) => format!("{server}: the connection broke at once: {error}"),
+            Self::Broken(error) => {
+                format!("{server}: the connection broke at once ({error}): is {setting} right, its port above all?")
+            }
             Self::Proxy(proxy, trouble) => {
                 trouble.of(&format!("the outbound proxy {proxy}"), &proxy.named_in, patience, target)
             }

@@ -18,6 +18,7 @@ mod calls;
 mod clean;
 mod commands;
 mod doors;
+mod exec;
 mod guard;
 mod huawei;
 mod import;

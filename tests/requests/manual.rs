@@ -67,7 +67,7 @@ fn a_page_that_is_not_there_ends_with_2_and_the_pages_that_are() {
     let folder = tempfile::tempdir().unwrap();
     let ended = run(folder.path(), &["man", "nonsense"], |_| {});
     assert_eq!((ended.code, ended.out.as_str()), (Some(2), ""), "{ended:?}");
-    assert!(ended.err.contains("run, check") && ended.err.contains("countersign.toml"), "{ended:?}");
+    assert!(ended.err.contains("run, exec, check") && ended.err.contains("countersign.toml"), "{ended:?}");
     let file = folder.path().join("file");
     std::fs::write(&file, "").unwrap();
     let ended = run(folder.path(), &["man", "--dir", "file"], |_| {});

@@ -381,7 +381,7 @@ fn a_proxy_that_cannot_be_reached_is_told_from_an_upstream_that_cannot() {
     for route in ["forwarded", "tunnelled"] {
         let message = ask(&daemon, route).expect(502, "upstream_unreachable");
         assert!(
-            message.starts_with(&format!("the outbound proxy http://{proxy} cannot be reached at {proxy}: ")),
+            message.starts_with(&format!("the outbound proxy http://{proxy} cannot be reached at {proxy} (")),
             "{message}"
         );
     }
