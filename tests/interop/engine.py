@@ -4,8 +4,8 @@ import contextlib, os, re, shutil, signal, subprocess, tarfile, tempfile
 
 from peers import needs, read, run, service, tail, until
 
-# A root folder that a shell and a linker feel at home in; the first are what every Debian has.
-BUILDER = ("gcc", "libc6-dev", "make", "ca-certificates")
+# What compiles and links, and the roots that go into the image.
+BUILDER = ("gcc", "libc6-dev", "ca-certificates")
 # Made when packages are installed, so that no package lists them.
 MADE = ("/etc/alternatives/cc", "/usr/bin/cc", "/etc/alternatives/awk", "/usr/bin/awk", "/etc/passwd", "/etc/group",
         "/etc/ssl/certs/ca-certificates.crt")
@@ -89,8 +89,8 @@ def application():
     return [(busybox, "/bin/busybox"), (busybox, "/bin/sh"), (busybox, "/bin/wget")]
 
 
-def debian(*names):
-    """Files of these packages, of all that they need and of what every Debian has."""
+def packages(*names):
+    """These packages, all that they need and what every Debian has."""
     essential = run(["dpkg-query", "--show", "--showformat", "${Essential} ${Package}\n"]).decode().splitlines()
     names = {*names, *(line.removeprefix("yes ") for line in essential if line.startswith("yes "))}
     without = [f"--no-{relation}" for relation in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
@@ -98,7 +98,11 @@ def debian(*names):
     installed = set(run(["dpkg-query", "--show", "--showformat", "${Package}\n"]).decode().split())
     if missing := names - installed:
         raise SystemExit(f"not installed: {', '.join(missing)}")
-    packages = installed & {line.split(":")[0] for line in needed.splitlines()}
+    return sorted(installed & {line.split(":")[0] for line in needed.splitlines()})
+
+
+def debian(packages):
+    """Files of these packages."""
     paths = {*MADE, *run(["dpkg-query", "--listfiles", *packages]).decode().splitlines()}
     # /bin/sh is /usr/bin/sh, but /bin stays a link.
     paths = {os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in paths if path.startswith("/")}
@@ -124,5 +128,5 @@ def rust():
 
 def builder(docker):
     """Makes the image `builder`: what stands in for Rust's own, with Rust and the crates but without a network."""
-    docker.load("builder", debian(*BUILDER) + rust(), "ENV PATH=/opt/rust/bin:/usr/bin:/bin", "ENV CARGO_HOME=/opt/cargo",
+    docker.load("builder", debian(packages(*BUILDER)) + rust(), "ENV PATH=/opt/rust/bin:/usr/bin:/bin", "ENV CARGO_HOME=/opt/cargo",
                 "ENV CARGO_NET_OFFLINE=true")
