@@ -12,8 +12,7 @@ ARG COUNTERSIGN_COMMIT
 # With --target the flags are not for build scripts, which a static C library would keep from loading anything. The paths of
 # the builder have no business in the binary.
 RUN target="$(rustc --version --verbose | sed -n 's/^host: //p')" \
-    && prefixes="$PWD=/src ${CARGO_HOME:-$HOME/.cargo}/registry/src=/crates" \
-    && RUSTFLAGS="-C target-feature=+crt-static $(printf ' --remap-path-prefix=%s' $prefixes)" \
+    && RUSTFLAGS="-C target-feature=+crt-static --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}/registry/src=/crates" \
         cargo build --release --locked --target "$target" \
     && cp "target/$target/release/countersign" /countersign
 
@@ -23,6 +22,6 @@ COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /countersign /usr/bin/
 USER 65532:65532
 EXPOSE 8080
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s CMD ["countersign", "health"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=30s CMD ["countersign", "health"]
 ENTRYPOINT ["countersign"]
 CMD ["run", "-c", "/etc/countersign/countersign.toml"]
