@@ -79,11 +79,15 @@ impl Clock {
         Timestamp(since)
     }
 
-    /// Waits for as long as this takes, whatever happens to the wall clock meanwhile; with a fixed clock, until that was set.
-    pub async fn pause(&self, duration: Duration) {
-        match &self.set {
-            Some(_) => self.reach(self.now().after(duration)).await,
-            None => tokio::time::sleep(duration).await,
+    /// Waits for as long as this takes, whatever happens to the wall clock meanwhile; with a fixed clock, until that was set
+    /// to so much later than it shows now, even if nobody waits yet.
+    pub fn pause(&self, duration: Duration) -> impl Future<Output = ()> + use<> {
+        let (clock, end) = (self.clone(), self.now().after(duration));
+        async move {
+            match &clock.set {
+                Some(_) => clock.reach(end).await,
+                None => tokio::time::sleep(duration).await,
+            }
         }
     }
 
@@ -194,6 +198,14 @@ mod tests {
         clock.set(Timestamp(20_000));
         assert!(sleep.slept());
         assert!(!sleep.slept());
+    }
+
+    #[tokio::test]
+    async fn a_pause_begins_when_it_is_made() {
+        let clock = Clock::fixed(Timestamp(0));
+        let pause = clock.pause(Duration::from_millis(10));
+        clock.set(Timestamp(10));
+        tokio::time::timeout(Duration::from_secs(60), pause).await.unwrap();
     }
 
     #[test]

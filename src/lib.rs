@@ -37,6 +37,10 @@
 //!    connections are joined ([`proxy::upgrade`]). Every trouble on the way becomes one of the answers of
 //!    [`proxy::error`].
 //!
+//! From its head to the end of its reply a request is followed by its [`proxy::access`] account, which is then a line in the
+//! log, unless that [repeats](proxy::repeats) what was said, and counts in its thread's [`proxy::tally`]; connections to
+//! upstreams count in [`upstream::links`]. [`admin::metrics`] adds all of it up when somebody asks.
+//!
 //! Meanwhile another thread runs the errands ([`proxy::errands`]): it fetches credentials before they end
 //! ([`credential`] has a file for each place they come from) and lists of servers ([`upstream::directory`]), over connections
 //! of its own ([`upstream::ask`]).
@@ -65,7 +69,8 @@
 //!   GET, HEAD and OPTIONS also where a pooled connection died before any octet of a reply, or another server may do better.
 //! - **No lock on the way.** What threads share is immutable or an atomic; the rest is a thread's own. The one mutex guards
 //!   the wakers of replies that wait for a flush, and belongs to its connection alone, as does the one in the library of HTTP/2.
-//!   Where a provider's limits are kept to, their buckets are behind another, for as long as one is looked up.
+//!   Where a provider's limits are kept to, their buckets are behind another, for as long as one is looked up; what was
+//!   refused and why, and how often the log has said so, behind two more.
 //! - **Every wait has an end.** Heads, bodies, connects, handshakes, replies and the drain have timeouts; connections,
 //!   streams, heads and held bodies have bounds. A tunnel alone may be silent for as long as its two sides like.
 //! - **Secrets are shown to nobody.** [`credential::SecretString`] masks itself; a rejected value of the configuration is

@@ -263,4 +263,4 @@ fn json_of(response: &Response<Bytes>) -> Value {
     serde_json::from_slice(response.body()).expect("JSON")
 }
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);

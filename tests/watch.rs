@@ -102,13 +102,17 @@ impl Scene {
     }
 }
 
-/// Acts for longer than a burst is put off, so that it would have counted by the end.
+/// Acts for longer than a burst is put off, so that it would have counted by the end. What happened before may count late,
+/// but not each time.
 fn goes_unnoticed(scene: &mut Scene, act: impl Fn(&Scene)) {
-    let (before, began) = (scene.count(), Instant::now());
-    while began.elapsed() < Duration::from_secs(1) {
-        act(scene);
-    }
-    assert_eq!(scene.count(), before);
+    let mut is_noticed = || {
+        let (before, began) = (scene.count(), Instant::now());
+        while began.elapsed() < Duration::from_secs(1) {
+            act(scene);
+        }
+        scene.count() != before
+    };
+    assert!(!(0..5).all(|_| is_noticed()));
 }
 
 #[test]
@@ -233,8 +237,8 @@ fn of_a_thousand_writes_few_count_and_the_last_is_not_lost() {
     }
     scene.wait_for("secret", Some("1000"));
     // One may follow for what the look-up itself missed.
-    let most = 2 + u64::try_from(began.elapsed().as_millis() / 100).unwrap();
     let counted = scene.count() - before;
+    let most = 2 + u64::try_from(began.elapsed().as_millis() / 100).unwrap();
     assert!((1..=most).contains(&counted), "{counted}");
 }
 

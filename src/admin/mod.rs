@@ -31,6 +31,7 @@ use crate::proxy::listen::Listener;
 use crate::proxy::respond;
 use crate::proxy::route::{Door, Entrance};
 use crate::proxy::state::State;
+use crate::proxy::tally::NOWHERE;
 
 use status::{Life, Readiness};
 
@@ -67,7 +68,9 @@ impl Admin {
                 // Closed at once: so many at a time are not people and probes.
                 Ok(_) => {}
                 Err(error) => {
-                    warn!(%error, "an admin connection cannot be accepted");
+                    if self.state.load().lasting.repeats.admit(NOWHERE, "admin accept") {
+                        warn!(%error, "an admin connection cannot be accepted");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -1,7 +1,7 @@
 //! What is told of the daemon and its routes: facts in JSON, never a secret. Times are RFC 3339 in UTC.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
@@ -24,6 +24,8 @@ pub struct Life {
     trouble: ArcSwap<Vec<String>>,
     /// When a configuration was taken over last, in milliseconds since 1970.
     taken_over: AtomicI64,
+    successes: AtomicU64,
+    failures: AtomicU64,
 }
 
 /// What became of the configuration.
@@ -33,6 +35,10 @@ pub struct Reloads {
     pub is_last_successful: bool,
     /// When one was taken over last.
     pub last: Timestamp,
+    /// How many were taken over after the first.
+    pub successes: u64,
+    /// How many could not be.
+    pub failures: u64,
 }
 
 impl Life {
@@ -47,7 +53,15 @@ impl Life {
             warnings: ArcSwap::from_pointee(warnings),
             trouble: ArcSwap::default(),
             taken_over: AtomicI64::new(started.0),
+            successes: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
         }
+    }
+
+    /// When the daemon was started.
+    #[must_use]
+    pub fn started(&self) -> Timestamp {
+        self.started
     }
 
     /// Another configuration is in effect.
@@ -55,11 +69,13 @@ impl Life {
         self.warnings.store(Arc::new(warnings));
         self.trouble.store(Arc::default());
         self.taken_over.store(self.clock.now().0, Ordering::Relaxed);
+        self.successes.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The configuration, or a file that it names, has changed, but is not in effect, for these reasons.
     pub fn not_reloaded(&self, reasons: impl IntoIterator<Item = String>) {
         let first = "the configuration has changed to one that cannot be used: the one before it goes on serving";
+        self.failures.fetch_add(1, Ordering::Relaxed);
         self.trouble.store(Arc::new(std::iter::once(first.to_owned()).chain(reasons).collect()));
     }
 
@@ -67,7 +83,9 @@ impl Life {
     #[must_use]
     pub fn reloads(&self) -> Reloads {
         let last = Timestamp(self.taken_over.load(Ordering::Relaxed));
-        Reloads { is_last_successful: self.trouble.load().is_empty(), last }
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (successes, failures) = (count(&self.successes), count(&self.failures));
+        Reloads { is_last_successful: self.trouble.load().is_empty(), last, successes, failures }
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -342,6 +360,7 @@ mod tests {
                     "last_error": null,
                     "rotation": null,
                 },
+                "last_refusal": null,
                 "certificates": [],
             }],
         });

@@ -176,6 +176,12 @@ fn print(data: impl AsRef<[u8]>) {
     let _ = out.write_all(data.as_ref()).and_then(|()| out.flush());
 }
 
+/// Prints what is for people: in colour where there is a terminal that shows it and nobody minds.
+fn show(text: &str) {
+    let mut out = anstream::AutoStream::auto(std::io::stdout().lock());
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+}
+
 /// Lines for a terminal of 80 columns: a label, and beside it a text.
 fn wrap(label: &str, text: &str) -> String {
     let indent = " ".repeat(label.chars().count());

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::proxy::listen::Address;
 use crate::proxy::route::Authority;
@@ -52,6 +52,14 @@ impl Door {
     fn plain_url(&self) -> Option<String> {
         match self {
             Self::Url { authority, prefix, named: None } => Some(format!("http://{authority}{prefix}/")),
+            _ => None,
+        }
+    }
+
+    /// The host of that URL, as `no_proxy` has it.
+    fn plain_host(&self) -> Option<&str> {
+        match self {
+            Self::Url { authority, named: None, .. } => Some(authority.rsplit_once(':')?.0.trim_matches(['[', ']'])),
             _ => None,
         }
     }
@@ -106,7 +114,7 @@ fn shared(address: SocketAddr, route: &RouteSettings, domains: &[String]) -> Vec
 
 /// What programs are to be told, under titles.
 pub(super) fn snippets(route: &RouteSettings, doors: &[Door]) -> Vec<(String, Vec<String>)> {
-    let mut snippets = vec![("curl".to_owned(), doors.iter().map(curl).collect())];
+    let mut snippets = vec![("curl".to_owned(), doors.iter().map(|door| curl(door, "/")).collect())];
     let mut add = |title: &str, lines: Vec<String>| {
         if !lines.is_empty() {
             snippets.push((title.to_owned(), lines));
@@ -126,7 +134,10 @@ pub(super) fn snippets(route: &RouteSettings, doors: &[Door]) -> Vec<(String, Ve
     let variable = variable(&route.name);
     let base = url.iter().map(|url| format!("export {variable}={}", url.trim_end_matches('/')));
     let http_proxy = proxied.iter().map(|(host, port, _)| format!("export http_proxy=http://{host}:{port}"));
-    add("Environment variables", base.chain(http_proxy).collect());
+    // The URL above would go to the proxy too, which does not know another listener's paths.
+    let no_proxy = doors.iter().find_map(Door::plain_host).filter(|_| proxied.is_some());
+    let no_proxy = no_proxy.map(|host| format!("export no_proxy={host}${{no_proxy:+,$no_proxy}}"));
+    add("Environment variables", base.chain(http_proxy).chain(no_proxy).collect());
 
     let direct = url.iter().map(|url| format!("requests.get(\"{url}\")"));
     let through = proxied.iter().map(|(host, port, name)| {
@@ -142,9 +153,9 @@ pub(super) fn snippets(route: &RouteSettings, doors: &[Door]) -> Vec<(String, Ve
     add("Java", direct.chain(through).collect());
 
     let direct = url.iter().map(|url| format!("await fetch(\"{url}\")"));
-    let local = socket
-        .iter()
-        .map(|(path, host)| format!("http.get({{ socketPath: {}, host: \"{host}\", path: \"/\" }})", in_quotes(path)));
+    let local = socket.iter().map(|(path, host)| {
+        format!("http.get({{ socketPath: {}, host: \"{host}\", path: \"/\" }})", in_quotes(&path.to_string_lossy()))
+    });
     add("Node", direct.chain(local).collect());
 
     add("nginx", doors.iter().find_map(nginx).unwrap_or_default());
@@ -177,13 +188,16 @@ pub(super) fn variable(route: &str) -> String {
     format!("COUNTERSIGN_{}_URL", route.to_ascii_uppercase().replace('-', "_"))
 }
 
-fn curl(door: &Door) -> String {
+/// A command that asks for a target, one without what a shell would take for its own, through a door.
+pub(super) fn curl(door: &Door, target: &str) -> String {
     match door {
-        Door::Url { authority, prefix, .. } => format!("curl http://{authority}{prefix}/"),
-        Door::Proxied { proxy: (host, port), name } => format!("http_proxy=http://{host}:{port} curl http://{name}/"),
+        Door::Url { authority, prefix, .. } => format!("curl http://{authority}{prefix}{target}"),
+        Door::Proxied { proxy: (host, port), name } => {
+            format!("http_proxy=http://{host}:{port} curl http://{name}{target}")
+        }
         Door::Unix { path, host } => {
             let path = quote(path.as_os_str().as_bytes());
-            format!("curl --unix-socket {} http://{host}/", String::from_utf8_lossy(&path))
+            format!("curl --unix-socket {} http://{host}{target}", String::from_utf8_lossy(&path))
         }
     }
 }
@@ -194,12 +208,21 @@ fn nginx(door: &Door) -> Option<Vec<String>> {
         Door::Url { authority, prefix, named: None } if prefix.is_empty() => (authority.clone(), "localhost"),
         // Its name is said, not resolved.
         Door::Url { named: Some((name, at)), .. } => (at.clone(), name.as_str()),
-        Door::Unix { path, host } => (format!("unix:{}:", path.display()), host.as_str()),
+        Door::Unix { path, host } => (format!("unix:{}", path.display()), host.as_str()),
         _ => return None,
     };
-    let lines = ["location / {".to_owned(), format!("    proxy_pass http://{to}/;")];
-    let set = [format!("    proxy_set_header Host {host};"), "    proxy_http_version 1.1;".to_owned(), "}".to_owned()];
-    Some(lines.into_iter().chain(set).collect())
+    let to = format!("http://{to}");
+    let is_plain = to.bytes().all(|octet| octet.is_ascii_alphanumeric() || b":/.-_[]".contains(&octet));
+    // Behind an address without a path nginx puts the request's target as it came, instead of one that it has decoded.
+    let to = if is_plain { to } else { in_quotes(&to) };
+    Some(vec![
+        "location / {".to_owned(),
+        format!("    proxy_pass {to};"),
+        format!("    proxy_set_header Host {host};"),
+        format!("    proxy_redirect http://{host}/ /;"),
+        "    proxy_http_version 1.1;".to_owned(),
+        "}".to_owned(),
+    ])
 }
 
 /// The authority that a listener itself is known by: on other than loopback addresses a domain of ours, since a foreign
@@ -245,9 +268,9 @@ fn authority((host, port): &Authority) -> String {
     port.map_or(host.to_string(), |port| format!("{host}:{port}"))
 }
 
-/// A path as a string of JavaScript.
-fn in_quotes(path: &Path) -> String {
-    serde_json::Value::from(path.to_string_lossy()).to_string()
+/// A string of JavaScript, or of nginx.
+fn in_quotes(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
 }
 
 const UNKNOWN_PORT: &str = "PORT";

@@ -571,24 +571,26 @@ impl Keeper {
             let now = self.clock.now();
             finished += 1;
             self.rest.begin(now);
-            let (next, trouble) = match outcome {
+            // The next pause begins before anybody is told, who may set the clock then.
+            let trouble = match outcome {
                 Ok(is_new) => {
+                    due.set(self.due().reached(&self.clock));
                     self.learned(now, is_new);
                     backoff = self::backoff();
-                    (self.due(), None)
+                    None
                 }
                 Err(failed) => {
-                    let trouble: Arc<str> = failed.message.into();
-                    self.report().error = Some((now, Arc::clone(&trouble)));
                     let pause = match failed.retry {
                         Retry::Soon => pause(&mut backoff),
                         Retry::Late => LATE + LATE.mul_f64(fastrand::f64() / 5.0),
                     };
+                    due.set(Due::In(pause).reached(&self.clock));
+                    let trouble: Arc<str> = failed.message.into();
+                    self.report().error = Some((now, Arc::clone(&trouble)));
                     self.complain(&trouble, pause);
-                    (Due::In(pause), Some(trouble))
+                    Some(trouble)
                 }
             };
-            due.set(next.reached(&self.clock));
             self.progress.send_replace(Progress { finished, is_busy: false, trouble });
         }
     }
@@ -698,11 +700,14 @@ enum Due {
 }
 
 impl Due {
-    async fn reached(self, clock: &Clock) {
-        match self {
-            Self::At(time) => clock.reach(time).await,
-            Self::In(duration) => clock.pause(duration).await,
-            Self::Never => std::future::pending().await,
+    fn reached(self, clock: &Clock) -> impl Future<Output = ()> {
+        let pause = if let Self::In(duration) = self { Some(clock.pause(duration)) } else { None };
+        async move {
+            match (self, pause) {
+                (Self::At(time), _) => clock.reach(time).await,
+                (_, Some(pause)) => pause.await,
+                (_, None) => std::future::pending().await,
+            }
         }
     }
 }

@@ -22,7 +22,9 @@ impl Credential {
         // One may begin with another, and signers may trim what they are given.
         secrets.sort_by_key(|secret| Reverse(secret.len()));
         let mut masked = text.to_owned();
-        for secret in secrets.into_iter().map(str::trim).filter(|secret| !secret.is_empty()) {
+        // What is longer than the text is not in it, and its percent-encoding is longer still.
+        let may_show = |secret: &&str| !secret.is_empty() && secret.len() <= text.len();
+        for secret in secrets.into_iter().map(str::trim).filter(may_show) {
             let encoded = utf8_percent_encode(secret, UNRESERVED).to_string();
             masked = masked.replace(secret, MASK).replace(&encoded, MASK);
         }

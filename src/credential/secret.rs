@@ -241,8 +241,12 @@ mod tests {
     fn what_a_program_prints_counts_only_if_it_ends_well() {
         assert_eq!(shell("echo secret", PATIENCE).unwrap().as_slice(), b"secret\n");
         assert_eq!(shell("echo secret; exit 3", PATIENCE).unwrap_err(), "sh ended with exit status: 3");
-        for script in ["head -c 70000 /dev/zero", "head -c 70000 /dev/zero; exit 3", "trap '' PIPE; yes; sleep 60"] {
-            let error = shell(script, Duration::from_secs(5)).unwrap_err();
+        for (script, patience) in [
+            ("head -c 70000 /dev/zero", PATIENCE),
+            ("head -c 70000 /dev/zero; exit 3", PATIENCE),
+            ("trap '' PIPE; yes; sleep 60", Duration::from_secs(5)),
+        ] {
+            let error = shell(script, patience).unwrap_err();
             assert_eq!(error, "sh: it printed more than 65536 octets", "{script}");
         }
     }

@@ -11,21 +11,23 @@ pub mod verify;
 use std::io;
 use std::net::SocketAddr;
 
-use http::{HeaderName, Method};
+use http::Method;
 use secrecy::SecretString;
 
 use crate::clock::Clock;
 use crate::credential::AccessKey;
 use certificates::{Authority, Identity};
-use service::{Certificates, Service};
+use service::{Addresses, Certificates, Clusters, Iam, Service};
 use upstream::{Site, Transport, Upstream};
-use verify::{Acm, AcsRoa, Bce, ClientCertificate, FixedHeader, Scheme, SdkHmac, Tem, TemAlgorithm};
+use verify::{
+    Acm, AcsRoa, AuthToken, Bce, ClientCertificate, Open, Password, Scheme, SdkHmac, Tem, TemAlgorithm, Tokens,
+};
 
 /// Everything that a demonstration needs: an upstream of several sites, and the credentials that it accepts, made on the spot.
 pub struct Stage {
     /// The certificate service, plain HTTP, bce-auth-v1 with [`access_key`](Self::access_key).
     pub certificates: SocketAddr,
-    /// An echo, TLS, `X-Auth-Token` with [`token`](Self::token).
+    /// An echo, TLS, `X-Auth-Token` with [`token`](Self::token) or one of [`iam`](Self::iam).
     pub echo: SocketAddr,
     /// A cluster's application API, TLS, wants a certificate like [`client`](Self::client).
     pub cluster: SocketAddr,
@@ -35,8 +37,13 @@ pub struct Stage {
     pub platform: SocketAddr,
     /// Server migration, TLS, SDK-HMAC-SHA256 with the access key.
     pub migration: SocketAddr,
-    /// A cluster's management API, TLS, ROA signature with the access key.
+    /// The cluster-management API, TLS, ROA signature with the access key: tells where [`cluster`](Self::cluster) is, and hands
+    /// out what [`client`](Self::client) has.
     pub management: SocketAddr,
+    /// IAM, TLS: tokens for [`password`](Self::password).
+    pub iam: SocketAddr,
+    /// The address server, plain HTTP, open to everybody: tells where [`configurations`](Self::configurations) is.
+    pub addresses: SocketAddr,
     /// Issued the servers' certificates, for `localhost` and `127.0.0.1`, and the client's.
     pub authority: Authority,
     /// A client's identity.
@@ -45,6 +52,8 @@ pub struct Stage {
     pub access_key: AccessKey,
     /// A token.
     pub token: SecretString,
+    /// The password of [`USER`] in [`ACCOUNT`].
+    pub password: SecretString,
     /// The server itself.
     pub upstream: Upstream,
 }
@@ -57,38 +66,10 @@ impl Stage {
     pub async fn start(clock: Clock) -> io::Result<Self> {
         let authority = Authority::new("countersign demo CA").map_err(io::Error::other)?;
         let client = authority.client(CLIENT).map_err(io::Error::other)?;
-        let server = || authority.server(&["localhost", "127.0.0.1"]).map_err(io::Error::other);
-        let access_key = AccessKey {
-            access_key: hex::encode(random::<16>()?),
-            secret_key: hex::encode(random::<16>()?).into(),
-            security_token: None,
-        };
-        let token = SecretString::from(hex::encode(random::<32>()?));
-        let mut upstream = Upstream::new(clock);
-        let certificates = upstream
-            .listen(Site {
-                name: "certificates",
-                transport: Transport::Plain,
-                scheme: Box::new(Bce { keys: vec![access_key.clone()].into() }),
-                service: Service::Certificates(Certificates::default()),
-            })
-            .await?;
-        let echo = upstream
-            .listen(Site {
-                name: "echo",
-                transport: Transport::Tls(server()?),
-                scheme: Box::new(FixedHeader { name: HeaderName::from_static("x-auth-token"), value: token.clone() }),
-                service: Service::Echo,
-            })
-            .await?;
-        let cluster = upstream
-            .listen(Site {
-                name: "cluster",
-                transport: Transport::MutualTls { identity: server()?, clients: authority.certificate() },
-                scheme: Box::new(ClientCertificate),
-                service: Service::Projects,
-            })
-            .await?;
+        let access_key =
+            AccessKey { access_key: "demo-access-key".to_owned(), secret_key: secret::<16>()?, security_token: None };
+        let (token, password, tokens) = (secret::<32>()?, secret::<16>()?, Tokens::default());
+        tokens.add(token.clone(), "a test", None);
         let keys = || vec![access_key.clone()];
         let tem = Tem {
             keys: keys(),
@@ -96,16 +77,32 @@ impl Stage {
             params_methods: vec![Method::POST, Method::PUT, Method::PATCH],
             has_query: true,
         };
-        let mut echoing = async |name, transport, scheme: Box<dyn Scheme>| {
-            upstream.listen(Site { name, transport, scheme, service: Service::Echo }).await
+        let passwords = Password { account: ACCOUNT, user: USER, password: password.clone() };
+
+        let mut upstream = Upstream::new(clock);
+        let mut open = async |name, transport, scheme: Box<dyn Scheme>, service| {
+            upstream.listen(Site { name, transport, scheme, service }).await
         };
-        let acm = Acm { keys: keys().into(), charset: encoding_rs::GBK };
-        let configurations = echoing("configurations", Transport::Plain, Box::new(acm)).await?;
-        let platform = echoing("platform", Transport::Plain, Box::new(tem)).await?;
+        let identity = || authority.server(&["localhost", "127.0.0.1"]).map_err(io::Error::other);
+        let tls = || identity().map(Transport::Tls);
+        let mutual = Transport::MutualTls { identity: identity()?, clients: authority.certificate() };
+        let plain = || Transport::Plain;
+
+        let kept = Service::Certificates(Certificates::default());
+        let certificates = open("certificates", plain(), Box::new(Bce { keys: keys().into() }), kept).await?;
+        let echo = open("echo", tls()?, Box::new(AuthToken(tokens.clone())), Service::Echo).await?;
+        let iam = Service::Iam(Iam { tokens, project: PROJECT });
+        let iam = open("iam", tls()?, Box::new(passwords), iam).await?;
         let hmac = SdkHmac { keys: keys().into(), derived: None };
-        let migration = echoing("migration", Transport::Tls(server()?), Box::new(hmac)).await?;
-        let roa = AcsRoa::new(keys());
-        let management = echoing("management", Transport::Tls(server()?), Box::new(roa)).await?;
+        let migration = open("migration", tls()?, Box::new(hmac), Service::Echo).await?;
+        let platform = open("platform", plain(), Box::new(tem), Service::Echo).await?;
+        let acm = Acm { keys: keys().into(), charset: encoding_rs::GBK };
+        let configurations = open("configurations", plain(), Box::new(acm), Service::Echo).await?;
+        let list = Service::Addresses(Addresses(vec![configurations]));
+        let addresses = open("addresses", plain(), Box::new(Open), list).await?;
+        let cluster = open("cluster", mutual, Box::new(ClientCertificate), Service::Projects).await?;
+        let clusters = Service::Clusters(Clusters::new(CLUSTER, cluster, &authority, &client));
+        let management = open("management", tls()?, Box::new(AcsRoa::new(keys())), clusters).await?;
         Ok(Self {
             certificates,
             echo,
@@ -114,13 +111,21 @@ impl Stage {
             platform,
             migration,
             management,
+            iam,
+            addresses,
             authority,
             client,
             access_key,
             token,
+            password,
             upstream,
         })
     }
+}
+
+/// A secret of this many octets that nobody can guess.
+fn secret<const LENGTH: usize>() -> io::Result<SecretString> {
+    Ok(hex::encode(random::<LENGTH>()?).into())
 }
 
 /// Octets that nobody can guess.
@@ -131,5 +136,13 @@ fn random<const LENGTH: usize>() -> io::Result<[u8; LENGTH]> {
     Ok(octets)
 }
 
+/// The account of IAM.
+pub const ACCOUNT: &str = "demo-account";
+/// Its user.
+pub const USER: &str = "demo-user";
+/// Its project.
+pub const PROJECT: &str = "cn-north-4";
+/// The id of the cluster.
+pub const CLUSTER: &str = "c0dec0dec0dec0dec0dec0dec0dec0de0";
 /// The common name of [`Stage::client`].
 const CLIENT: &str = "countersign demo client";

@@ -22,6 +22,7 @@ use rustls_pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -131,6 +132,12 @@ impl Upstream {
         self.journal.seen.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
+    /// Tells, by a change, that another request has come, with how many there have been.
+    #[must_use]
+    pub fn arrivals(&self) -> watch::Receiver<usize> {
+        self.journal.count.subscribe()
+    }
+
     /// The request seen last.
     #[must_use]
     pub fn last_seen(&self) -> Option<Seen> {
@@ -166,6 +173,7 @@ impl Transport {
 #[derive(Default)]
 struct Journal {
     seen: Mutex<VecDeque<Seen>>,
+    count: watch::Sender<usize>,
 }
 
 impl Journal {
@@ -175,6 +183,8 @@ impl Journal {
             seen.pop_front();
         }
         seen.push_back(request);
+        drop(seen);
+        self.count.send_modify(|count| *count += 1);
     }
 }
 
@@ -270,12 +280,13 @@ impl Open {
 
     fn render(&self, reply: Result<Reply, Refusal>) -> Response<Full<Bytes>> {
         let id = format!("{}{:08x}", self.requests, self.count.fetch_add(1, Ordering::Relaxed));
-        let (status, body) = match reply {
-            Ok(reply) => (reply.status, reply.body),
-            Err(refusal) => (refusal.status, Some(self.scheme.error_body(&refusal, &id))),
+        let (status, headers, body) = match reply {
+            Ok(Reply { status, headers, body }) => (status, headers, body),
+            Err(refusal) => (refusal.status, HeaderMap::new(), Some(self.scheme.error_body(&refusal, &id))),
         };
         let mut response = Response::new(Full::default());
         *response.status_mut() = status;
+        *response.headers_mut() = headers;
         if let Some(body) = body {
             // A service whose errors are no JSON has text for them.
             let (content_type, body) = match body {

@@ -83,6 +83,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         },
     ],
     credential_headers: &["Spas-*", "timeStamp"],
+    id_headers: &[],
     finds_upstream: false,
     read: |table| Acm::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };

@@ -77,6 +77,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         "x-acs-bearer-token",
         "x-acs-credentials-provider",
     ],
+    id_headers: ID_HEADERS,
     finds_upstream: false,
     read: |table| AcsRoa::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
@@ -350,10 +351,12 @@ fn decode(text: &str) -> Result<Cow<'_, [u8]>, String> {
     Ok(decoded)
 }
 
+const ID_HEADERS: &[&str] = &["x-acs-request-id"];
+
 static WORDING: Wording = Wording {
     names: &[("Code", "Message"), ("code", "message")],
     ids: &["RequestId", "requestId"],
-    id_headers: &["x-acs-request-id"],
+    id_headers: ID_HEADERS,
     has_xml: true,
 };
 

@@ -20,6 +20,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         Key { name: "password", default: "", meaning: "the password, a secret: { env = \"PASSWORD\" }" },
     ],
     credential_headers: &["Authorization"],
+    id_headers: &["X-Request-Id"],
     finds_upstream: false,
     read: |table| Basic::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };

@@ -55,6 +55,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         PLUS,
     ],
     credential_headers: &["Authorization", "x-bce-date", "x-bce-security-token"],
+    id_headers: ID_HEADERS,
     finds_upstream: false,
     read: |table| Bce::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
@@ -344,8 +345,10 @@ fn hex_digest(mut hmac: Hmac<Sha256>, text: &[u8]) -> [u8; HEX] {
     digits
 }
 
+const ID_HEADERS: &[&str] = &["x-bce-request-id"];
+
 static WORDING: Wording =
-    Wording { names: &[("code", "message")], ids: &["requestId"], id_headers: &["x-bce-request-id"], has_xml: false };
+    Wording { names: &[("code", "message")], ids: &["requestId"], id_headers: ID_HEADERS, has_xml: false };
 
 /// The common codes (<https://intl.cloud.baidu.com/en/doc/BCC/s/Ojwvyo6nc-intl-en>). Older services answer a bad signature with
 /// 401 and codes of their own.

@@ -14,6 +14,7 @@ pub(super) static REGISTRATION: Registration = Registration {
     summary: "Authorization: Bearer …",
     keys: &[Key { name: "token", default: "", meaning: "the token, a secret: { env = \"TOKEN\" }" }],
     credential_headers: &["Authorization"],
+    id_headers: &["X-Request-Id"],
     finds_upstream: false,
     read: |table| Bearer::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };

@@ -19,6 +19,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         meaning: "the headers to set, each name with its secret: { \"X-Auth-Token\" = { env = \"TOKEN\" } }",
     }],
     credential_headers: &[],
+    id_headers: &["X-Request-Id"],
     finds_upstream: false,
     read: |table| Header::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };

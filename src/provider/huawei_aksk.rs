@@ -95,6 +95,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         PLUS,
     ],
     credential_headers: &["Authorization", "X-Sdk-Date", "X-Sdk-Content-Sha256", "X-Security-Token"],
+    id_headers: super::huawei_token::ID_HEADERS,
     finds_upstream: false,
     read: |table| Aksk::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };

@@ -37,6 +37,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         },
     ],
     credential_headers: &["X-Auth-Token", "X-Subject-Token"],
+    id_headers: ID_HEADERS,
     finds_upstream: false,
     read: |table| Token::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };
@@ -106,11 +107,13 @@ impl Provider for Token {
 /// The keys of a token that is fetched.
 const OF_IAM: [&str; 6] = ["iam", "iam_ca", "account", "user", "password", "scope"];
 
+pub(super) const ID_HEADERS: &[&str] = &["X-Request-Id", "X-IAM-Trace-Id"];
+
 /// The errors of every service and of the gateway before it.
 pub(super) static WORDING: Wording = Wording {
     names: &[("error_code", "error_msg"), ("errorCode", "errorMsg"), ("code", "message")],
     ids: &["request_id"],
-    id_headers: &["X-Request-Id", "X-IAM-Trace-Id"],
+    id_headers: ID_HEADERS,
     has_xml: false,
 };
 

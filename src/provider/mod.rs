@@ -82,6 +82,8 @@ pub struct Registration {
     /// The headers that carry its credentials, removed from callers' requests on every route. A final `*` stands for
     /// any ending.
     pub credential_headers: &'static [&'static str],
+    /// The headers of replies that hold its name for a request, the likeliest first. A log line may show them.
+    pub id_headers: &'static [&'static str],
     /// True if its credential says where the server is, and who we are there.
     pub finds_upstream: bool,
     /// Reads its table; `None` if something was wrong, which is then noted.

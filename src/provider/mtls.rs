@@ -14,6 +14,7 @@ pub(super) static REGISTRATION: Registration = Registration {
     summary: "nothing: the client certificate of `tls` does the work",
     keys: &[],
     credential_headers: &[],
+    id_headers: &[],
     finds_upstream: false,
     read: |_| Some(Box::new(Mtls)),
 };

@@ -32,6 +32,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         },
     ],
     credential_headers: &[],
+    id_headers: &[],
     finds_upstream: true,
     read: |table| Swarm::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };

@@ -57,6 +57,7 @@ pub(super) static REGISTRATION: Registration = Registration {
         Key { name: "hex", default: "\"lower\"", meaning: "the digits of the signature: \"lower\" or \"upper\" case" },
     ],
     credential_headers: &["Authorization"],
+    id_headers: &[],
     finds_upstream: false,
     read: |table| Tem::read(table).map(|provider| Box::new(provider) as Box<dyn Provider>),
 };

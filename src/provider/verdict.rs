@@ -156,7 +156,8 @@ impl Level<'_> {
 }
 
 /// True for what looks like a code or an id, and is safe to show wherever people look.
-fn is_name(text: &str) -> bool {
+#[must_use]
+pub fn is_name(text: &str) -> bool {
     let is_part = |octet: u8| octet.is_ascii_alphanumeric() || b"-._:".contains(&octet);
     (1..=LONGEST_NAME).contains(&text.len()) && text.bytes().all(is_part)
 }

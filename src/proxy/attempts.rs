@@ -17,6 +17,7 @@ use crate::provider::verdict::{self as said, Cause, Verdict};
 use crate::upstream::pool::{Key, Lease, Pool};
 use crate::upstream::{Timeouts, ask};
 
+use super::access::Account;
 use super::authorize::{authorize, explain};
 use super::body::{Outgoing, Source, Upload};
 use super::error::{Code, Error};
@@ -47,8 +48,8 @@ pub struct Attempts<'a> {
     pub head: &'a Head,
     /// How far the request's body has come, if it streams.
     pub upload: Option<&'a Rc<Upload>>,
-    /// Our name for the request.
-    pub id: &'a str,
+    /// What is told of the request.
+    pub account: &'a Account,
 }
 
 /// A reply, and how it was come by.
@@ -78,13 +79,30 @@ impl Retries {
     /// The value of `X-Countersign-Retry`.
     #[must_use]
     pub fn header(self) -> Option<HeaderValue> {
-        let Self { credential, clock, endpoint, .. } = self;
-        let reasons = [(endpoint, "endpoint"), (credential, CREDENTIAL), (clock, CLOCK)];
-        let reasons: Vec<_> = reasons.into_iter().filter_map(|(is_one, name)| is_one.then_some(name)).collect();
-        if reasons.is_empty() { None } else { HeaderValue::from_str(&reasons.join(", ")).ok() }
+        HeaderValue::from_str(&self.words()?).ok()
+    }
+
+    /// The same for the log; `None` if the request was not sent again.
+    #[must_use]
+    pub fn words(self) -> Option<String> {
+        let reasons: SmallVec<[_; 3]> = self.reasons().collect();
+        (!reasons.is_empty()).then(|| reasons.join(", "))
+    }
+
+    /// Why the request was sent again, of [`RETRIES`].
+    pub fn reasons(self) -> impl Iterator<Item = &'static str> {
+        let is_one = [self.endpoint, self.credential, self.clock];
+        RETRIES.into_iter().zip(is_one).filter_map(|(name, is_one)| is_one.then_some(name))
     }
 }
 
+/// Why requests are sent again.
+pub const RETRIES: [&str; 3] = ["endpoint", CREDENTIAL, CLOCK];
+
+/// What upstreams' refusals mean.
+pub const VERDICTS: [&str; 6] = [REFUSED, CREDENTIAL, CLOCK, "signature", "locked", "throttled"];
+
+const REFUSED: &str = "refused";
 const CREDENTIAL: &str = "credential";
 const CLOCK: &str = "clock";
 
@@ -147,18 +165,13 @@ impl Attempts<'_> {
             let corrected = if route.follows_clock { endpoint.skew.millis() } else { 0 };
             let time = Timestamp(ours.0.saturating_add(corrected));
             let request = authorize(self.head.clone(), body, &*armed.signer, endpoint, (time, &nonce), None)?;
-            let way = Way {
-                pool: self.pool,
-                key: Key(endpoint.number),
-                endpoint,
-                timeouts: &timeouts,
-                limits: &self.state.limits,
-                own: &self.state.own,
-            };
+            let way = self.way(endpoint, &timeouts);
             let began = Instant::now();
+            self.account.send(began, retries);
             let (response, lease) = match send::send(way, choice, request, self.upload).await {
                 Ok(reply) => reply,
                 Err(failure) => {
+                    self.account.answer(Instant::now());
                     let used = (&*armed, &*generation, trial);
                     match Box::pin(self.after_failure(*failure, spare, used, round, &mut retries)).await {
                         Ok(again) => (body, choice) = again,
@@ -167,6 +180,9 @@ impl Attempts<'_> {
                     continue;
                 }
             };
+            let ended = Instant::now();
+            self.account.answer(ended);
+            self.account.read(response.headers(), route.id_headers, &generation.credential);
             let signed = Signed {
                 endpoint,
                 armed: &armed,
@@ -177,7 +193,7 @@ impl Attempts<'_> {
                 time,
                 corrected,
                 nonce: &nonce,
-                took: began.elapsed(),
+                took: ended - began,
                 body: spare.as_ref(),
             };
             // An error may have been found before anybody looked at the signature: a path that there is not.
@@ -214,6 +230,12 @@ impl Attempts<'_> {
                 lease.give_back(true);
             }
         }
+    }
+
+    fn way<'w>(&'w self, endpoint: &'w Endpoint, timeouts: &'w Timeouts) -> Way<'w> {
+        let (route, state) = (self.route, self.state);
+        let (links, limits, own) = (&route.links, &state.limits, &*state.own);
+        Way { pool: self.pool, links, key: Key(endpoint.number), endpoint, timeouts, limits, own }
     }
 
     fn timeouts(&self) -> Timeouts {
@@ -357,6 +379,8 @@ impl Attempts<'_> {
         let refusal = is_noted.then(|| self.refusal(&response, &verdict, &signed, now));
         let reason = self.act(&verdict, ahead, signed, retries, now).await;
         if let Some(refusal) = refusal {
+            let (code, id) = (refusal.code.as_ref(), refusal.provider_request_id.as_ref());
+            self.account.refuse(refusal.verdict, code, id);
             self.note(Refusal { sent_again: reason, ..refusal });
         }
         (response, reason.is_some())
@@ -442,12 +466,17 @@ impl Attempts<'_> {
         let most = if endpoint.secure { MOST_OVER_TLS } else { MOST_IN_THE_CLEAR };
         let seconds = skew / 1000;
         if skew.unsigned_abs() > most {
-            warn!(route, upstream = %endpoint, seconds, "the upstream's clock is too far from ours to be believed");
+            if self.state.lasting.repeats.admit(route, "clock too far") {
+                warn!(route, upstream = %endpoint, seconds, "the upstream's clock is too far from ours to be believed");
+            }
             return false;
         }
         if (skew - signed.endpoint.skew.millis()).unsigned_abs() >= ALIKE {
             signed.endpoint.skew.learn(skew);
-            info!(route, upstream = %endpoint, seconds, "the upstream's clock is ahead of ours: signing with its time");
+            // Servers that share a name may have clocks of their own.
+            if self.state.lasting.repeats.admit(route, "clock ahead") {
+                info!(route, upstream = %endpoint, seconds, "the upstream's clock is ahead of ours: signing with its time");
+            }
         }
         true
     }
@@ -485,7 +514,7 @@ impl Attempts<'_> {
         Refusal {
             at,
             route: route.name.clone(),
-            request_id: self.id.to_owned(),
+            request_id: self.account.id.to_string(),
             method: self.head.method.to_string(),
             path: self.head.path_and_query().0.to_owned(),
             status: None,
@@ -531,7 +560,7 @@ impl Retries {
 
 fn name(cause: Cause) -> &'static str {
     match cause {
-        Cause::Other => "refused",
+        Cause::Other => REFUSED,
         Cause::Credential | Cause::Spent => CREDENTIAL,
         Cause::Clock(_) => CLOCK,
         Cause::Signature => "signature",

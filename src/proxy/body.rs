@@ -19,6 +19,7 @@ use crate::upstream::http2;
 use crate::upstream::pool::{Lease, Traffic};
 use crate::upstream::silence::Silence;
 
+use super::access::{Account, Cut};
 use super::activity::{Activity, Turn};
 use super::clean::{Cleaner, Names};
 use super::hold::Reservation;
@@ -187,6 +188,8 @@ pub struct Upload {
     last: Cell<Instant>,
     /// True while the upstream would take more than the caller has sent.
     is_starved: Cell<bool>,
+    /// Octets that were handed over.
+    pub octets: Cell<u64>,
     /// True once the last frame was.
     pub is_finished: Cell<bool>,
     /// Why it ended early, if it did.
@@ -198,6 +201,7 @@ impl Upload {
         Self {
             last: Cell::new(Instant::now()),
             is_starved: Cell::new(false),
+            octets: Cell::new(0),
             is_finished: Cell::new(false),
             broken: Cell::new(None),
         }
@@ -327,6 +331,8 @@ impl Streaming {
         self.upload.last.set(Instant::now());
         let frame = match frame {
             Some(Ok(mut frame)) => {
+                let octets = frame.data_ref().map_or(0, Bytes::len) as u64;
+                self.upload.octets.set(self.upload.octets.get() + octets);
                 if let Some(trailers) = frame.trailers_mut() {
                     self.cleaner.trailers(trailers);
                 }
@@ -374,6 +380,10 @@ struct FromUpstream {
     handed_over: u64,
     /// A break that came while these may still be on their way.
     broken: Option<Broken>,
+    /// What is told of the request, until it is.
+    account: Option<Account>,
+    /// How many octets it has, if the head says so.
+    length: Option<u64>,
 }
 
 impl Reply {
@@ -400,7 +410,7 @@ impl Reply {
     }
 
     /// The upstream's body, whose trailers go without what is `concealed`; the connection that it comes on goes back to its
-    /// pool at the end.
+    /// pool at the end, and the request is told.
     #[must_use]
     pub fn upstream(
         wire: Wire,
@@ -408,11 +418,15 @@ impl Reply {
         upload: Option<Rc<Upload>>,
         concealed: Option<Arc<Names>>,
         turn: Turn,
+        account: Account,
     ) -> Self {
         let handed_over = turn.activity().flushes();
-        let mut upstream = FromUpstream { wire, lease: Some(lease), upload, concealed, handed_over, broken: None };
+        let length = wire.size_hint().exact();
+        let (lease, account) = (Some(lease), Some(account));
+        let mut upstream = FromUpstream { wire, lease, upload, concealed, handed_over, broken: None, account, length };
         if upstream.wire.is_end_stream() {
             upstream.give_back();
+            upstream.tell(None);
             return Self::own(Bytes::new(), turn);
         }
         Self::new(Content::Upstream(Box::new(upstream)), turn)
@@ -477,9 +491,13 @@ impl FromUpstream {
                 Poll::Ready(Some(Err(broken))) => {
                     self.lease.take();
                     self.broken = Some(*broken);
+                    self.tell(Some(Cut::Upstream));
                 }
                 Poll::Ready(Some(Ok(frame))) => {
                     self.handed_over = activity.flushes();
+                    if let (Some(account), Some(data)) = (&self.account, frame.data_ref()) {
+                        account.sent.set(account.sent.get() + data.len() as u64);
+                    }
                     if let Some(trailers) = frame.trailers_mut() {
                         respond::clean_trailers(trailers, self.concealed.as_deref());
                     }
@@ -507,5 +525,22 @@ impl FromUpstream {
     fn end(&mut self, activity: &Activity) {
         activity.set_unframed(false);
         self.give_back();
+        self.tell(None);
+    }
+
+    fn tell(&mut self, cut: Option<Cut>) {
+        if let Some(account) = self.account.take() {
+            account.end(cut);
+        }
+    }
+}
+
+impl Drop for FromUpstream {
+    fn drop(&mut self) {
+        // Whoever has had all the octets that were announced need not ask for the end.
+        let is_whole = |account: &Account| self.length == Some(account.sent.get());
+        if self.account.as_ref().is_some_and(is_whole) {
+            self.tell(None);
+        }
     }
 }

@@ -45,6 +45,27 @@ pub enum Code {
 }
 
 impl Code {
+    /// All there are.
+    pub const ALL: [Self; 17] = [
+        Self::BadRequest,
+        Self::NotAllowed,
+        Self::CrossSite,
+        Self::CallerDenied,
+        Self::CallerTimeout,
+        Self::BodyTooLarge,
+        Self::HeadersTooLarge,
+        Self::UnknownHost,
+        Self::RateLimited,
+        Self::UpstreamUnreachable,
+        Self::UpstreamTls,
+        Self::UpstreamProtocol,
+        Self::UpstreamTimeout,
+        Self::CredentialUnavailable,
+        Self::CredentialRejected,
+        Self::Overloaded,
+        Self::Draining,
+    ];
+
     /// The name in `X-Countersign-Error`.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -1,5 +1,6 @@
 //! Step 5: which bodies are held, and how much of them at one time.
 
+use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -18,6 +19,14 @@ use super::{Limits, body::Upload};
 #[derive(Debug, Default)]
 pub struct Budget {
     used: AtomicUsize,
+}
+
+impl Budget {
+    /// What is held now, in octets.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
 }
 
 /// A part of the budget, given back when dropped.
@@ -64,7 +73,8 @@ pub enum Reason {
     Replay,
 }
 
-/// Holds a body where there is reason to, and lets it stream otherwise; a streamed one tells how far it has come.
+/// Holds a body where there is reason to, and lets it stream otherwise; a streamed one tells how far it has come. What is held
+/// counts as `received`.
 ///
 /// # Errors
 /// `body_too_large`, `overloaded`, and what a caller's broken body is: `caller_timeout` or `bad_request`.
@@ -74,6 +84,7 @@ pub async fn hold(
     limits: &Limits,
     budget: &Arc<Budget>,
     cleaner: &Arc<Cleaner>,
+    received: &Cell<u64>,
 ) -> Result<(Outgoing, Option<Rc<Upload>>), Error> {
     if wire.is_end_stream() {
         return Ok((Outgoing::Empty, None));
@@ -107,6 +118,7 @@ pub async fn hold(
                 continue;
             }
         };
+        received.set(received.get() + data.len() as u64);
         if octets.length() + data.len() > most {
             return Err(too_large(most));
         }

@@ -1,7 +1,7 @@
 //! What outlives every state: credentials, what was learned of servers and asked of them, what is counted, access keys that
 //! rest.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,7 @@ use crate::credential::keeper::Keeper;
 use crate::settings::Remark;
 use crate::upstream::Endpoint;
 use crate::upstream::ask::Asker;
+use crate::upstream::links::Links;
 use crate::upstream::outbound::Outbound;
 use crate::upstream::tls::Roots;
 
@@ -23,8 +24,10 @@ use super::limit::Limiter;
 use super::located::Located;
 use super::lockout::Lockouts;
 use super::refusals::Refusals;
+use super::repeats::Repeats;
 use super::servers::Approach;
 use super::state::State;
+use super::tally::Tallies;
 
 /// What all states of a daemon share.
 #[derive(Debug)]
@@ -39,12 +42,18 @@ pub struct Lasting {
     pub held: Arc<Budget>,
     /// Callers' connections that are open.
     pub connections: AtomicUsize,
+    /// Those that were closed at once.
+    pub turned_away: AtomicU64,
     /// True from the moment that the daemon is being stopped.
     pub is_draining: AtomicBool,
     /// True once every route could have sent a request, whatever has become of it since.
     pub has_been_ready: AtomicBool,
     /// What was refused last.
     pub refusals: Refusals,
+    /// What is counted of requests.
+    pub tallies: Tallies,
+    /// What the log has said lately and need not say again.
+    pub repeats: Repeats,
     endpoints: AtomicU64,
     /// The names of the routes there ever were, each at its number.
     names: Mutex<Vec<String>>,
@@ -52,6 +61,8 @@ pub struct Lasting {
     located: Mutex<HashMap<String, Arc<Located>>>,
     keepers: Mutex<Vec<Kept>>,
     limiters: Mutex<HashMap<String, Arc<Limiter>>>,
+    /// Those of routes that are gone too.
+    links: Mutex<BTreeMap<String, Arc<Links>>>,
 }
 
 /// A keeper, and how its questions get out.
@@ -75,15 +86,19 @@ impl Lasting {
             lockouts: Arc::default(),
             held: Arc::default(),
             connections: AtomicUsize::new(0),
+            turned_away: AtomicU64::new(0),
             is_draining: AtomicBool::new(false),
             has_been_ready: AtomicBool::new(false),
             refusals: Refusals::default(),
+            tallies: Tallies::default(),
+            repeats: Repeats::default(),
             endpoints: AtomicU64::new(0),
             names: Mutex::default(),
             skews: Mutex::default(),
             located: Mutex::default(),
             keepers: Mutex::default(),
             limiters: Mutex::default(),
+            links: Mutex::default(),
         }
     }
 
@@ -182,6 +197,17 @@ impl Lasting {
         let limiter = Arc::new(Limiter::new(allowance));
         limiters.insert(settings.name.clone(), Arc::clone(&limiter));
         Some(limiter)
+    }
+
+    /// Where the connections of the route of this name are counted.
+    pub fn links(&self, name: &str) -> Arc<Links> {
+        Arc::clone(lock(&self.links).entry(name.to_owned()).or_default())
+    }
+
+    /// Where those of all routes are that there ever were.
+    #[must_use]
+    pub fn all_links(&self) -> BTreeMap<String, Arc<Links>> {
+        lock(&self.links).clone()
     }
 
     /// What it takes to ask through this proxy; `own` are our own listeners.

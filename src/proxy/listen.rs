@@ -125,8 +125,9 @@ impl Address {
 
 fn bind_tcp(mut address: SocketAddr, threads: usize, sharing: Sharing) -> io::Result<Bound> {
     // A process that shares its port would get part of our callers, or we of its: found out by not sharing, once.
-    if sharing == Sharing::Nobodys {
-        let probe = tcp_socket(address)?;
+    // That socket stays until the others are bound, lest somebody else be given the port that the kernel chose.
+    let probe = (sharing == Sharing::Nobodys).then(|| tcp_socket(address)).transpose()?;
+    if let Some(probe) = &probe {
         probe.bind(&address.into())?;
         address = probe.local_addr()?.as_socket().unwrap_or(address);
     }

@@ -119,9 +119,11 @@ impl Located {
                 }
             }
             failures = if trouble.is_some() { failures + 1 } else { 0 };
-            self.asked.send_replace(Asked { has_answered: true, trouble: trouble.map(Into::into) });
             let pause = if self.is_known() { EVERY } else { FIRST.saturating_mul(1 << failures.min(8)).min(EVERY) };
-            asker.clock.pause(pause).await;
+            // Begun before anybody is told, who may set the clock then.
+            let pause = asker.clock.pause(pause);
+            self.asked.send_replace(Asked { has_answered: true, trouble: trouble.map(Into::into) });
+            pause.await;
         }
     }
 

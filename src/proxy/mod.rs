@@ -1,5 +1,6 @@
 //! The way of a request, one file a step.
 
+pub mod access;
 pub mod activity;
 pub mod attempts;
 pub mod authorize;
@@ -21,6 +22,7 @@ pub mod location;
 pub mod lockout;
 pub mod nonce;
 pub mod refusals;
+pub mod repeats;
 pub mod respond;
 pub mod route;
 pub mod send;
@@ -29,6 +31,7 @@ pub mod servers;
 pub mod signers;
 pub mod state;
 pub mod streams;
+pub mod tally;
 pub mod upgrade;
 pub mod verdict;
 

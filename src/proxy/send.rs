@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::upstream::connect::{Offer, Trouble};
 use crate::upstream::http2::{self, Place};
+use crate::upstream::links::Links;
 use crate::upstream::open::{self, Plan};
 use crate::upstream::pool::{Connection, Key, Lease, Pool, Speaks};
 use crate::upstream::{Timeouts, diagnosis};
@@ -87,6 +88,8 @@ pub enum Choice {
 pub struct Way<'a> {
     /// The thread's pool.
     pub pool: &'a Rc<Pool<Outgoing>>,
+    /// Where the route's connections are counted.
+    pub links: &'a Arc<Links>,
     /// The endpoint's place in it.
     pub key: Key,
     /// The endpoint.
@@ -244,6 +247,7 @@ async fn open(way: Way<'_>, offer: Offer) -> Result<Connection<Outgoing>, Rc<Tro
     let plan = Plan {
         pool: way.pool,
         key: way.key,
+        links: way.links,
         target: &way.endpoint.target,
         timeouts: way.timeouts,
         header_bytes: way.limits.header_bytes,

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST};
-use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::{http1, http2};
@@ -21,13 +20,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::clock::Clock;
 use crate::provider::Usage;
 use crate::upstream::pool::{Key, Lease, Pool};
 
+use super::access::{Account, Desk};
 use super::activity::{Activity, Turn};
 use super::attempts::{Attempts, Delivered, Retries};
 use super::body::{Outgoing, Reply, Source, Upload, Wire};
@@ -43,8 +42,9 @@ use super::location::View;
 use super::nonce::Nonces;
 use super::respond;
 use super::route::Entrance;
-use super::state::{Access, Route, State};
+use super::state::{Route, State};
 use super::streams::Streams;
+use super::tally::NOWHERE;
 use super::upgrade::{Exit, Tunnel, Wish};
 
 /// A thread's own part of the daemon.
@@ -55,6 +55,7 @@ pub struct Worker {
     clock: Clock,
     pool: Rc<Pool<Outgoing>>,
     nonces: RefCell<Nonces>,
+    desk: Rc<Desk>,
     open: Cell<usize>,
     is_draining: Cell<bool>,
     /// Ends the connections that wait for a request.
@@ -132,6 +133,7 @@ impl Worker {
         Rc::new(Self {
             pool: Rc::new(Pool::new(clock.clone())),
             nonces: RefCell::new(Nonces::new()),
+            desk: Desk::new(Arc::clone(&state.lasting)),
             state: RefCell::new(state),
             clock,
             open: Cell::new(0),
@@ -160,6 +162,7 @@ impl Worker {
                 loop {
                     tokio::time::sleep(EXPIRY_INTERVAL).await;
                     worker.tidy();
+                    worker.state().lasting.repeats.tell();
                 }
             }
         });
@@ -191,6 +194,7 @@ impl Worker {
             self.closed.notified().await;
         }
         keeper.abort();
+        self.state().lasting.repeats.tell_all();
     }
 
     /// Closes listeners when those are accepted who came before.
@@ -250,7 +254,9 @@ impl Worker {
                 Ok((stream, peer)) => self.welcome(ear.entrance.get(), stream, peer),
                 Err(error) => {
                     // Most likely the file descriptors have run out: those in use must end first.
-                    warn!(%error, "a connection cannot be accepted");
+                    if self.state().lasting.repeats.admit(NOWHERE, "accept") {
+                        warn!(%error, "a connection cannot be accepted");
+                    }
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -264,6 +270,7 @@ impl Worker {
         let count = Count(Rc::clone(self), Arc::clone(&state.lasting));
         self.open.set(self.open.get() + 1);
         if others >= most + SURPLUS {
+            state.lasting.turned_away.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let caller = Caller { entrance, peer, is_surplus: others >= most, activity: Activity::new() };
@@ -376,26 +383,27 @@ impl Worker {
     ) -> Result<Response<Reply>, Infallible> {
         let id = self.nonces.borrow_mut().next_id();
         let state = self.state();
-        let entry = Entry::begin(state.access, &request);
+        let mut account = Account::begin(&self.desk, state.access, &request, caller.peer.uid, id);
         let version = request.version();
         let mut route = None;
-        let outcome = self.forward(&state, caller, request, &id, &mut route).await;
+        let outcome = self.forward(&state, caller, request, &account, &mut route).await;
         let name = route.map(|route: &Arc<Route>| route.name.as_str());
         let concealed = route.and_then(|route| route.concealed.as_ref());
         let mut response = match outcome {
             Ok(Outcome::Own(text)) => {
-                entry.end(name, StatusCode::OK, By::Proxy(None), &id);
-                respond::own(text, turn)
+                let response = respond::own(text, turn);
+                account.end_own(response.status(), own_octets(&response), None);
+                response
             }
             Ok(Outcome::Upstream(answer)) => {
                 let Answer { mut response, lease, upload, granted, body_patience, is_welcome_page, retries } = answer;
                 *response.version_mut() = Version::HTTP_11;
                 respond::clean(response.headers_mut(), concealed.map(Arc::as_ref), is_welcome_page);
                 respond::tell(response.headers_mut(), retries);
-                entry.end(name, response.status(), By::Upstream, &id);
+                account.set_reply(response.status());
                 if let Some(wish) = granted {
                     wish.announce(response.headers_mut());
-                    let tunnel = Tunnel::new(wish, &mut response, lease, Arc::clone(&caller.activity));
+                    let tunnel = Tunnel::new(wish, &mut response, lease, Arc::clone(&caller.activity), account);
                     *exit.borrow_mut() = Some(tunnel);
                     response.map(|_| Reply::own(Bytes::new(), turn))
                 } else {
@@ -407,13 +415,14 @@ impl Worker {
                         // Else the library would promise to keep a connection whose end is the reply's.
                         head.version = Version::HTTP_10;
                     }
-                    Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed.cloned(), turn))
+                    Response::from_parts(head, Reply::upstream(wire, lease, upload, concealed.cloned(), turn, account))
                 }
             }
             Err(error) => {
                 caller.activity.set_switching(false);
-                entry.end(name, error.code.status(), By::Proxy(Some(&error)), &id);
-                respond::error(&error, name, &id, turn)
+                let response = respond::error(&error, name, &id, turn);
+                account.end_own(response.status(), own_octets(&response), Some(error));
+                response
             }
         };
         respond::name(&mut response, &id);
@@ -434,7 +443,7 @@ impl Worker {
         state: &'s State,
         caller: &Caller,
         mut request: Request<Incoming>,
-        id: &str,
+        account: &Account,
         found: &mut Option<&'s Arc<Route>>,
     ) -> Result<Outcome, Error> {
         if caller.is_surplus {
@@ -449,6 +458,7 @@ impl Worker {
             return Err(Error::new(Code::UnknownHost, "no such route"));
         };
         *found = Some(route);
+        account.set_route(route);
         caller.activity.set_write_patience(route.timeouts.body);
         let headers = &mut parts.headers;
         if parts.version == Version::HTTP_2 {
@@ -466,7 +476,11 @@ impl Worker {
         wire.set_patience(route.timeouts.body);
         // What follows the body may belong to the tunnel, so the body has to have ended.
         let reason = if wish.is_some() { hold::Reason::Needed } else { head.hold_reason(route, permit) };
-        let (body, upload) = hold::hold(wire, reason, &state.limits, &state.lasting.held, &route.cleaner).await?;
+        let (body, upload) =
+            hold::hold(wire, reason, &state.limits, &state.lasting.held, &route.cleaner, &account.received).await?;
+        if let Some(upload) = &upload {
+            account.set_upload(upload);
+        }
         if permit == Permit::NeedsForm {
             head.permit(route, Some(body.held()))?;
         }
@@ -485,7 +499,7 @@ impl Worker {
             route,
             head: &head,
             upload: upload.as_ref(),
-            id,
+            account,
         };
         let Delivered { mut response, lease, retries, servers } = tokio::select! {
             biased;
@@ -524,6 +538,11 @@ impl Worker {
     }
 }
 
+/// How many octets an answer of our own has.
+fn own_octets(response: &Response<Reply>) -> u64 {
+    response.body().size_hint().exact().unwrap_or_default()
+}
+
 /// An open connection, counted for as long as this lives.
 struct Count(Rc<Worker>, Arc<Lasting>);
 
@@ -532,47 +551,6 @@ impl Drop for Count {
         self.1.connections.fetch_sub(1, Ordering::Relaxed);
         self.0.open.set(self.0.open.get().saturating_sub(1));
         self.0.closed.notify_one();
-    }
-}
-
-/// Whose answer a request got.
-#[derive(Clone, Copy)]
-enum By<'a> {
-    /// The upstream's.
-    Upstream,
-    /// Ours, with what went wrong if something did.
-    Proxy(Option<&'a Error>),
-}
-
-/// A line of the access log in the making.
-struct Entry(Option<(Instant, String, String)>);
-
-impl Entry {
-    fn begin(access: Access, request: &Request<Incoming>) -> Self {
-        if access == Access::Off || !tracing::enabled!(target: "countersign::access", tracing::Level::INFO) {
-            return Self(None);
-        }
-        let target = match access {
-            Access::Query => request.uri().path_and_query().map_or("", PathAndQuery::as_str),
-            _ => request.uri().path(),
-        };
-        Self(Some((Instant::now(), request.method().to_string(), target.to_owned())))
-    }
-
-    fn end(self, route: Option<&str>, status: StatusCode, by: By<'_>, id: &str) {
-        let Some((began, method, path)) = self.0 else { return };
-        let (status, ms) = (status.as_u16(), (began.elapsed().as_secs_f64() * 1e6).round() / 1e3);
-        let route = route.unwrap_or("-");
-        match by {
-            By::Upstream => {
-                info!(target: "countersign::access", route, %method, path, status, by = "upstream", ms, id);
-            }
-            By::Proxy(None) => info!(target: "countersign::access", route, %method, path, status, by = "proxy", ms, id),
-            By::Proxy(Some(error)) => {
-                let code = error.code.name();
-                info!(target: "countersign::access", route, %method, path, status, by = "proxy", code, %error, ms, id);
-            }
-        }
     }
 }
 

@@ -13,6 +13,7 @@ use crate::credential::keeper::Keeper;
 use crate::provider::{self, Provider};
 use crate::settings::Remark;
 use crate::upstream::Timeouts;
+use crate::upstream::links::Links;
 use crate::upstream::tls::Verify;
 
 use super::clean::{Cleaner, Names};
@@ -138,12 +139,16 @@ pub struct Route {
     pub provider: Arc<dyn Provider>,
     /// The name of its provider.
     pub provider_name: &'static str,
+    /// The headers of replies that hold the provider's name for a request.
+    pub id_headers: &'static [&'static str],
     /// Keeps what its provider signs with.
     pub keeper: Arc<Keeper>,
     /// Sign its requests.
     pub signers: Signers,
     /// Keeps to the provider's limits, where there are any.
     pub limiter: Option<Arc<Limiter>>,
+    /// Counts its connections.
+    pub links: Arc<Links>,
     /// After a renewal that did not help.
     pub renewal: Rest,
     /// After a renewal for a request that could not go again, so that nobody saw whether it helped.
@@ -187,6 +192,7 @@ impl Route {
             return Err(remarks);
         };
         let limiter = lasting.limiter(&settings);
+        let links = lasting.links(&settings.name);
         let is_secure =
             settings.upstream.iter().any(|endpoint| endpoint.secure) || settings.registration.finds_upstream;
         let cleaner = Arc::new(cleaner(&settings));
@@ -205,8 +211,10 @@ impl Route {
             signers: Signers::new(Arc::clone(&settings.provider), approach, Arc::clone(lasting)),
             provider: settings.provider,
             provider_name: settings.registration.name,
+            id_headers: settings.registration.id_headers,
             keeper,
             limiter,
+            links,
             renewal: Rest::new(RENEWAL_REST),
             unseen_renewal: Rest::new(RENEWAL_REST),
             follows_clock: settings.follows_clock,

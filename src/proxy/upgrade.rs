@@ -3,7 +3,7 @@
 //! An upgrade is passed on only where a caller asked for it, and only what it asked for; then the two connections are
 //! joined, octet by octet, each direction ending on its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::sync::Arc;
 
@@ -17,6 +17,7 @@ use tracing::debug;
 use crate::upstream::connect::Stream;
 use crate::upstream::pool::{Counted, Lease};
 
+use super::access::{Account, Cut};
 use super::activity::Activity;
 use super::body::Outgoing;
 
@@ -78,6 +79,7 @@ pub struct Tunnel {
     upstream: OnUpgrade,
     lease: Lease<Outgoing>,
     activity: Arc<Activity>,
+    account: Account,
 }
 
 /// Where a request leaves its tunnel for its connection, which is the one to run it.
@@ -86,33 +88,61 @@ pub type Exit = RefCell<Option<Tunnel>>;
 impl Tunnel {
     /// Joins the connection on which a wish came with the one on which it was granted.
     #[must_use]
-    pub fn new<B>(wish: Wish, granted: &mut Response<B>, lease: Lease<Outgoing>, activity: Arc<Activity>) -> Self {
-        Self { caller: wish.on_upgrade, upstream: hyper::upgrade::on(granted), lease, activity }
+    pub fn new<B>(
+        wish: Wish,
+        granted: &mut Response<B>,
+        lease: Lease<Outgoing>,
+        activity: Arc<Activity>,
+        account: Account,
+    ) -> Self {
+        Self { caller: wish.on_upgrade, upstream: hyper::upgrade::on(granted), lease, activity, account }
     }
 
     /// Carries octets both ways until both directions have ended, or one of them is cut. No clock runs: what the two say to
-    /// each other, and when, is theirs. Peers that vanish are noticed by the kernel.
+    /// each other, and when, is theirs. Peers that vanish are noticed by the kernel. Then the request is told, with what went
+    /// through.
     pub async fn run(self) {
-        let Self { caller, upstream, lease, activity } = self;
+        let Self { caller, upstream, lease, activity, account } = self;
         let (Ok(caller), Ok(upstream)) = (caller.await, upstream.await) else { return };
         drop(lease);
         activity.set_tunnel();
+        debug!(id = &*account.id, "a tunnel is open");
         let Ok(parts) = upstream.downcast::<TokioIo<Counted<Stream>>>() else { return };
         let mut upstream = parts.io.into_inner().into_inner();
         upstream.endure();
         let mut caller = TokioIo::new(caller);
-        if let Err(error) = join(&mut caller, &parts.read_buf, upstream).await {
-            debug!(%error, "a tunnel was cut");
-            activity.set_unframed(true);
+        match join(&mut caller, &parts.read_buf, upstream, &account).await {
+            Ok(()) => account.end(None),
+            Err((side, error)) => {
+                debug!(%error, "a tunnel was cut");
+                activity.set_unframed(true);
+                account.end(Some(side));
+            }
         }
     }
 }
 
 /// Joins two streams; `early` is what the upstream has sent already.
-async fn join(caller: impl AsyncRead + AsyncWrite, early: &[u8], mut upstream: Stream) -> io::Result<()> {
+///
+/// # Errors
+/// Who cut it, and how.
+async fn join(
+    caller: impl AsyncRead + AsyncWrite,
+    early: &[u8],
+    mut upstream: Stream,
+    account: &Account,
+) -> Result<(), (Cut, io::Error)> {
     let (from_caller, to_caller) = tokio::io::split(caller);
     let (from_upstream, to_upstream) = tokio::io::split(&mut upstream);
-    let joined = tokio::try_join!(carry(&[], from_caller, to_upstream), carry(early, from_upstream, to_caller));
+    let there = async {
+        let carried = carry(&[], from_caller, to_upstream, &account.received).await;
+        carried.map_err(|error| (Cut::Caller, error))
+    };
+    let back = async {
+        let carried = carry(early, from_upstream, to_caller, &account.sent).await;
+        carried.map_err(|error| (Cut::Upstream, error))
+    };
+    let joined = tokio::try_join!(there, back);
     if joined.is_err() {
         upstream.cut();
     }
@@ -121,11 +151,19 @@ async fn join(caller: impl AsyncRead + AsyncWrite, early: &[u8], mut upstream: S
 
 /// Carries one direction to its end, and says so at the other side, which may go on in the other direction. A sink that
 /// has gone ends it as well, but not the other direction: what that side still had to say comes first, and then its end.
+/// What was carried is added to `count`, in octets.
 ///
 /// # Errors
 /// The source was cut.
-async fn carry(early: &[u8], mut source: impl AsyncRead + Unpin, mut sink: impl AsyncWrite + Unpin) -> io::Result<()> {
+async fn carry(
+    early: &[u8],
+    mut source: impl AsyncRead + Unpin,
+    mut sink: impl AsyncWrite + Unpin,
+    count: &Cell<u64>,
+) -> io::Result<()> {
+    let carried = |octets: &[u8]| count.set(count.get() + octets.len() as u64);
     let mut buffer = vec![0; BUFFER];
+    carried(early);
     let mut is_open = sink.write_all(early).await.is_ok();
     while is_open {
         let octets = source.read(&mut buffer).await?;
@@ -134,6 +172,7 @@ async fn carry(early: &[u8], mut source: impl AsyncRead + Unpin, mut sink: impl 
             let _ = sink.shutdown().await;
             break;
         };
+        carried(octets);
         is_open = sink.write_all(octets).await.is_ok() && sink.flush().await.is_ok();
     }
     Ok(())

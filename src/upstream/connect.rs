@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustls::ClientConfig;
+use rustls::{ClientConfig, HandshakeKind};
 use rustls_pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::flow::{self, Flow};
+use super::links::{Handshake, Links, Open};
 use super::outbound::{Passage, ProxyServer};
 use super::silence::Silence;
 use super::{Endpoint, Host, Timeouts, diagnosis, tls, tunnel};
@@ -145,6 +146,8 @@ pub struct Stream {
     flow: Flow,
     /// While something waits to be read.
     silence: Silence,
+    /// Among a route's connections.
+    open: Option<Open>,
 }
 
 #[derive(Debug)]
@@ -158,6 +161,18 @@ impl Stream {
     #[must_use]
     pub fn is_http2(&self) -> bool {
         matches!(&self.layer, Layer::Tls(stream) if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2))
+    }
+
+    /// Counts it for as long as it lives.
+    pub fn count(&mut self, links: &Arc<Links>) {
+        let handshake = match &self.layer {
+            Layer::Plain(_) => Handshake::None,
+            Layer::Tls(stream) if stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed) => {
+                Handshake::Resumed
+            }
+            Layer::Tls(_) => Handshake::Full,
+        };
+        self.open = Some(links.open(handshake));
     }
 
     fn socket(&self) -> SockRef<'_> {
@@ -210,7 +225,7 @@ pub async fn connect(
             None => dialling.reach(&target.host, target.port).await?,
             Some(proxy) => dialling.through(proxy, target).await?,
         };
-        let stream = |layer| Stream { layer, flow: Flow::default(), silence: Silence::new(timeouts.body) };
+        let stream = |layer| Stream { layer, flow: Flow::default(), silence: Silence::new(timeouts.body), open: None };
         let Some(Tls { http1, http2, name }) = &target.tls else { return Ok(stream(Layer::Plain(tcp))) };
         let config = http2.as_ref().filter(|_| offer == Offer::Any).unwrap_or(http1);
         let connector = TlsConnector::from(Arc::clone(config));

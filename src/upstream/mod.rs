@@ -8,6 +8,7 @@ pub mod directory;
 mod endpoint;
 pub mod flow;
 pub mod http2;
+pub mod links;
 pub mod open;
 pub mod outbound;
 pub mod pem;

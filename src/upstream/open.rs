@@ -18,6 +18,7 @@ use tracing::debug;
 use super::Timeouts;
 use super::connect::{CONNECTING, Offer, Target, Trouble, connect};
 use super::http2::{Shared, Terms};
+use super::links::Links;
 use super::pool::{Connection, Counted, Http1, Key, Opened, Pool, Speaks, Traffic};
 
 /// What opening needs to know.
@@ -27,6 +28,8 @@ pub struct Plan<'a, B> {
     pub pool: &'a Rc<Pool<B>>,
     /// The endpoint's place in it.
     pub key: Key,
+    /// Where its connections are counted.
+    pub links: &'a Arc<Links>,
     /// The endpoint.
     pub target: &'a Target,
     /// How long to wait.
@@ -121,7 +124,8 @@ where
     B: Body<Data = Bytes> + 'static,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
-    let stream = connect(plan.target, offer, plan.timeouts, plan.own).await?;
+    let mut stream = connect(plan.target, offer, plan.timeouts, plan.own).await?;
+    stream.count(plan.links);
     let is_http2 = stream.is_http2();
     if offer == Offer::Any {
         plan.pool.learn(plan.key, if is_http2 { Speaks::Http2 } else { Speaks::Http1 });
@@ -146,5 +150,5 @@ where
             debug!(%error, "an upstream connection ended");
         }
     });
-    Ok(Connection::Http1(Http1::new(sender, traffic)))
+    Ok(Connection::Http1(Http1::new(sender, traffic, Arc::clone(plan.links))))
 }

@@ -20,6 +20,7 @@ use crate::clock::{self, Clock};
 use super::connect::{Offer, Trouble};
 use super::diagnosis;
 use super::http2::{Place, Shared};
+use super::links::Links;
 
 /// How many idle connections to one upstream a thread keeps. A miss costs a handshake, which is what dozens of requests
 /// cost; a connection that waits costs some kilobytes.
@@ -81,6 +82,7 @@ impl<B> Slot<B> {
             let mut connection = self.idle.pop_back()?;
             if connection.is_good(now) {
                 connection.is_reused = true;
+                connection.stir();
                 return Some(connection);
             }
         }
@@ -161,12 +163,14 @@ impl<B> Pool<B> {
         self.slots.borrow_mut().entry(key).or_default().shared.push(shared);
     }
 
-    fn put(&self, key: Key, connection: Http1<B>) {
+    fn put(&self, key: Key, mut connection: Http1<B>) {
         let mut slots = self.slots.borrow_mut();
         let idle = &mut slots.entry(key).or_default().idle;
         if idle.len() >= MOST_IDLE {
             idle.pop_front();
         }
+        connection.links.rest();
+        connection.is_idle = true;
         idle.push_back(connection);
     }
 }
@@ -215,19 +219,35 @@ pub struct Http1<B> {
     pub timer: Pin<Box<Sleep>>,
     /// True if a request has used it before.
     pub is_reused: bool,
+    /// Where it is counted.
+    links: Arc<Links>,
+    is_idle: bool,
     idle_until: Option<Instant>,
 }
 
 impl<B> Http1<B> {
     /// A fresh connection.
     #[must_use]
-    pub fn new(sender: SendRequest<B>, traffic: Arc<Traffic>) -> Self {
+    pub fn new(sender: SendRequest<B>, traffic: Arc<Traffic>, links: Arc<Links>) -> Self {
         let timer = Box::pin(tokio::time::sleep(Duration::ZERO));
-        Self { sender, traffic, timer, is_reused: false, idle_until: None }
+        Self { sender, traffic, timer, is_reused: false, links, is_idle: false, idle_until: None }
+    }
+
+    /// Counts it as idle no longer.
+    fn stir(&mut self) {
+        if std::mem::take(&mut self.is_idle) {
+            self.links.wake();
+        }
     }
 
     fn is_good(&self, now: Instant) -> bool {
         !self.sender.is_closed() && self.idle_until.is_none_or(|until| now < until)
+    }
+}
+
+impl<B> Drop for Http1<B> {
+    fn drop(&mut self) {
+        self.stir();
     }
 }
 
@@ -418,7 +438,7 @@ mod tests {
         let (ours, theirs) = tokio::io::duplex(64);
         let (sender, task) = http1::handshake(TokioIo::new(ours)).await.unwrap();
         tokio::spawn(task);
-        let connection = Connection::Http1(Http1::new(sender, Arc::default()));
+        let connection = Connection::Http1(Http1::new(sender, Arc::default(), Arc::default()));
         Lease { pool: Rc::clone(pool), key, connection, patience }.give_back(true);
         theirs
     }

@@ -25,8 +25,9 @@ class Received:
         return values[0] if values else None
 
 
-def read_message(stream):
-    """Reads a start line, headers and a body framed by length or chunks; None at the end of the connection."""
+def read_message(stream, proceed=lambda: None):
+    """Reads a start line, headers and a body framed by length or chunks; None at the end of the connection. `proceed` is
+    called where somebody waits with the body to be told to."""
     start = stream.readline()
     if not start:
         return None
@@ -35,6 +36,8 @@ def read_message(stream):
         name, value = line.rstrip(b"\r\n").split(b":", 1)
         headers.append((name, value.strip(b" \t")))
     found = {name.lower(): value for name, value in headers}
+    if found.get(b"expect", b"").lower() == b"100-continue":
+        proceed()
     body = b""
     if b"chunked" in found.get(b"transfer-encoding", b""):
         while size := int(stream.readline().split(b";")[0], 16):
@@ -48,10 +51,10 @@ def read_message(stream):
 
 
 class Upstream:
-    """Answers each request with what `answer` says of it: (status, headers, body)."""
+    """Answers each request with what `answer` says of it: (status, headers, body); behind TLS if there is a context."""
 
-    def __init__(self, answer):
-        self.answer = answer
+    def __init__(self, answer, context=None):
+        self.answer, self.context = answer, context
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self.accept, daemon=True).start()
@@ -66,8 +69,10 @@ class Upstream:
 
     def serve(self, connection):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.context:
+            connection = self.context.wrap_socket(connection, server_side=True)
         stream = connection.makefile("rb")
-        while message := read_message(stream):
+        while message := read_message(stream, lambda: connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")):
             start, headers, body = message
             method, target, _ = start.split(b" ")
             try:

@@ -7,6 +7,8 @@
 mod cloud;
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/scripted.rs"]
 mod scripted;
 

@@ -1,14 +1,16 @@
 //! The servers that secrets are sent to, and what arrived there.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 
 use countersign::clock::Clock;
 use countersign::credential::{AccessKey, ExposeSecret, SecretString};
 use countersign::demo::certificates::KeyFormat;
 use http::HeaderMap;
 use serde_json::json;
+use socket2::Socket;
 
 use crate::cloud::{Cloud, Control, Fault};
+use crate::ports::reserve;
 use crate::routes::{mark, secret};
 use crate::scripted::Scripted;
 
@@ -18,6 +20,7 @@ pub(crate) struct Scene {
     peers: Vec<Scripted>,
     /// Where nobody listens.
     pub(crate) closed: SocketAddr,
+    _closed: Socket,
 }
 
 impl Scene {
@@ -36,10 +39,10 @@ impl Scene {
             closing("401 Unauthorized", &echoed.to_string()),
             "this is no HTTP\r\n\r\n".to_owned(),
         ];
-        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (closed, socket) = reserve();
         let cloud = Cloud::start(&Clock::system());
         cloud.iam.play.set(|settings| settings.passwords = vec![secret("Iam").leak()]);
-        Self { cloud, peers: peers.iter().map(|reply| Scripted::start(reply)).collect(), closed }
+        Self { cloud, peers: peers.iter().map(|reply| Scripted::start(reply)).collect(), closed, _closed: socket }
     }
 
     pub(crate) fn lasting() -> AccessKey {

@@ -19,19 +19,30 @@ use crate::scene::{
 use crate::script::{Upstream, await_that};
 
 /// A pair of files. They are read again when they change, and when the key is refused, whichever comes first.
-const FILES: &str = "{ access_key = { file = \"ak\" }, secret_key = { file = \"sk\" } }";
+const FILES: &str = "{ access_key = { file = \"now/ak\" }, secret_key = { file = \"now/sk\" } }";
 
 fn write(folder: &Path, key: &AccessKey) {
+    let now = folder.join("now");
     // Whoever reads meanwhile finds no empty file, but perhaps half of the pair.
     for (name, text) in [("ak", &*key.access_key), ("sk", key.secret_key.expose_secret())] {
-        std::fs::write(folder.join("aside"), text).unwrap();
-        std::fs::rename(folder.join("aside"), folder.join(name)).unwrap();
+        std::fs::write(now.join("aside"), text).unwrap();
+        std::fs::rename(now.join("aside"), now.join(name)).unwrap();
     }
+}
+
+/// Puts another pair in place at once: nobody finds half of it, however long this takes.
+fn swap(folder: &Path, key: &AccessKey) {
+    let pair = folder.join(&key.access_key);
+    std::fs::create_dir(&pair).unwrap();
+    std::fs::write(pair.join("ak"), &key.access_key).unwrap();
+    std::fs::write(pair.join("sk"), key.secret_key.expose_secret()).unwrap();
+    std::os::unix::fs::symlink(&key.access_key, folder.join("aside")).unwrap();
+    std::fs::rename(folder.join("aside"), folder.join("now")).unwrap();
 }
 
 fn folder() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
-    write(folder.path(), &key());
+    swap(folder.path(), &key());
     folder
 }
 
@@ -51,7 +62,7 @@ impl Rotating {
         let folder = folder();
         let print =
             |name| format!("{{ command = [\"cat\", \"{}\"], ttl = \"1s\" }}", folder.path().join(name).display());
-        let credentials = format!("{{ access_key = {}, secret_key = {} }}", print("ak"), print("sk"));
+        let credentials = format!("{{ access_key = {}, secret_key = {} }}", print("now/ak"), print("now/sk"));
         let route = service.route_with("up", upstream, "", &credentials) + other;
         Self { proxy: Proxy::start_in(folder, cloud, clock, &route), clock: clock.clone() }
     }
@@ -88,7 +99,7 @@ fn a_key_that_was_revoked_is_read_anew_and_no_caller_notices() {
         {
             cloud.add(&key_of(generation));
             cloud.revoke(&key_of(generation - 1).access_key);
-            write(proxy.folder.path(), &key_of(generation));
+            swap(proxy.folder.path(), &key_of(generation));
             let before = service.count();
             let replies = [(); 2].map(|()| proxy.ask("up", method, service.path, &body));
             assert!(replies.iter().all(|reply| reply.status == 200), "{}: {replies:?}", service.name);
@@ -113,7 +124,7 @@ fn many_callers_whose_key_was_revoked_have_it_read_anew_once() {
         service.control.await_arrivals(CALLERS);
         cloud.add(&key_of(1));
         cloud.revoke(&key().access_key);
-        write(proxy.folder.path(), &key_of(1));
+        swap(proxy.folder.path(), &key_of(1));
         service.control.release();
         callers.into_iter().map(|caller| caller.join().unwrap()).collect()
     });
@@ -130,7 +141,7 @@ fn a_post_that_streams_is_not_sent_again_and_the_next_one_need_not_be() {
     let proxy = Proxy::start_in(folder(), &cloud, &clock, &service.route_with("up", &service.http, "", FILES));
     cloud.add(&key_of(1));
     cloud.revoke(&key().access_key);
-    write(proxy.folder.path(), &key_of(1));
+    swap(proxy.folder.path(), &key_of(1));
     let body = "x".repeat(HELD + 1);
     let reply = proxy.ask("up", "POST", service.path, &body);
     assert!(matches!(reply.status, 200 | 403) && retry(&reply).is_none(), "{}", reply.text());

@@ -18,8 +18,7 @@ fn is_told(daemon: &Daemon, why: &str) -> bool {
 #[test]
 fn a_configuration_that_cannot_be_taken_over_leaves_the_old_one() {
     let [old, new] = ["old", "new"].map(|name| Upstream::start(move |conn| conn.serve(name)));
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let taken = TcpListener::bind(taken).unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let good = |upstream: &Upstream| SERVER.to_owned() + &route("up", &upstream.url(), "");
     let daemon = Daemon::start(&good(&old));
     let other = good(&new);

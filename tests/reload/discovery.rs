@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use countersign::clock::Clock;
 
 use crate::cloud::Cloud;
-use crate::lists::{Does, FINE, Server, refusing};
+use crate::lists::{Does, FINE, Server};
+use crate::ports::reserve;
 use crate::scene::{Proxy, acm, key, later, now, start_cloud, written};
 use crate::script::{Reply, Upstream, await_that, header};
 
@@ -172,7 +173,7 @@ fn a_get_goes_round_the_servers_signed_anew_for_each() {
                 Server::start_then(does, move || clock.set(later(clock.now(), 1)))
             })
             .collect();
-    let (nobody, _socket) = refusing();
+    let (nobody, _socket) = reserve();
     let mut all: Vec<_> = servers.iter().map(|server| server.address).collect();
     all.push(nobody);
     let scene = Scene::start_with(list(&all), "", "", &clock);
@@ -205,7 +206,7 @@ fn a_get_goes_round_the_servers_signed_anew_for_each() {
 #[test]
 fn a_silent_server_is_left_and_rests() {
     let servers = [Server::start(Does::Nothing), Server::start(Does::Nothing)];
-    let scene = Scene::start(&addresses(&servers), "timeouts = { response = \"500ms\" }", "");
+    let scene = Scene::start(&addresses(&servers), "timeouts = { response = \"3s\" }", "");
     scene.get().expect(504, "upstream_timeout");
     assert_eq!((servers[0].count(), servers[1].count()), (1, 1));
     servers[0].turn(FINE);
@@ -246,7 +247,7 @@ fn a_post_goes_on_only_if_it_was_never_sent_unless_the_route_says_always() {
             servers[1 - good].turn(FINE);
         }
     }
-    let ((nobody, _socket), good) = (refusing(), Server::start(FINE));
+    let ((nobody, _socket), good) = (reserve(), Server::start(FINE));
     for _ in 0..4 {
         let scene = Scene::start(&[nobody, good.address], "", "");
         for _ in 0..3 {

@@ -9,13 +9,9 @@ use std::sync::{Mutex, mpsc};
 use nix::sys::signal::Signal;
 
 use crate::daemon::{Daemon, PATIENCE, connect, exchange, write_configuration};
+use crate::ports::reserve;
 use crate::script::{Conn, Http, Upstream, await_that, request};
 use crate::{caller, reload, route};
-
-/// A port that was free a moment ago.
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
 
 /// The inodes of the sockets that listen on a TCP port.
 fn inodes(address: SocketAddr) -> BTreeSet<String> {
@@ -35,7 +31,8 @@ const GET: &str = "GET /up/ HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n
 fn listeners_come_and_go_and_change_hands_while_the_others_stay() {
     let upstream = Upstream::start(|conn| conn.serve("up"));
     let other = Upstream::start(|conn| conn.serve("other"));
-    let [stays, moves, comes] = [free(), free(), free()].map(|address| address.to_string());
+    let [(stays_at, _stays), (moves_at, _moves), (comes_at, _comes)] = [(); 3].map(|()| reserve());
+    let [stays, moves, comes] = [stays_at, moves_at, comes_at].map(|address| address.to_string());
     let configuration = |shared: &[&str], own: &[&str]| {
         let shared: Vec<_> = shared.iter().map(|&address| address.to_owned()).collect();
         server(&shared)
@@ -43,7 +40,6 @@ fn listeners_come_and_go_and_change_hands_while_the_others_stay() {
             + &route("other", &other.url(), &format!("listen = {own:?}"))
     };
     let daemon = Daemon::start(&configuration(&[&stays, &moves], &[]));
-    let [stays_at, moves_at, comes_at] = [&stays, &moves, &comes].map(|address| address.parse::<SocketAddr>().unwrap());
     let before = (inodes(stays_at), inodes(moves_at));
     assert_eq!((before.0.len(), before.1.len()), (2, 2));
     let mut kept = Http::new(connect(stays_at));
@@ -87,7 +83,8 @@ fn ports_that_the_kernel_chose_stay_with_their_owners() {
 #[test]
 fn a_port_is_widened_to_all_addresses_and_narrowed_again() {
     let upstream = Upstream::start(|conn| conn.serve("up"));
-    let port = free().port();
+    let (address, _socket) = reserve();
+    let port = address.port();
     let configuration = |ip: &str| {
         let remote = "allow_remote = true, ".to_owned();
         let server = server(&[format!("{ip}:{port}")]).replace("{ ", &format!("{{ {remote}"));
@@ -96,7 +93,6 @@ fn a_port_is_widened_to_all_addresses_and_narrowed_again() {
     let daemon = Daemon::start(&configuration("127.0.0.1"));
     for ip in ["0.0.0.0", "127.0.0.1", "0.0.0.0"] {
         reload(&daemon, || drop(write_configuration(daemon.folder(), &configuration(ip))));
-        let address = SocketAddr::from(([127, 0, 0, 1], port));
         assert!(exchange(connect(address), GET).ends_with("up"), "{ip}");
     }
 }
@@ -143,11 +139,11 @@ fn a_unix_socket_changes_its_mode_and_nothing_else() {
 #[test]
 fn whoever_came_to_a_listener_before_it_went_is_served() {
     let upstream = Upstream::start(|conn| conn.serve("up"));
-    let (stays, goes) = (free().to_string(), free().to_string());
+    let ((stays, _stays), (address, _goes)) = (reserve(), reserve());
+    let (stays, goes) = (stays.to_string(), address.to_string());
     let configuration = |listen: &[String]| server(listen) + &route("up", &upstream.url(), "");
     let (both, one) = (configuration(&[stays.clone(), goes.clone()]), configuration(&[stays]));
     let daemon = Daemon::start(&both);
-    let address: SocketAddr = goes.parse().unwrap();
     for _ in 0..5 {
         // They queue in the kernel, since nobody accepts.
         daemon.signal(Signal::SIGSTOP);
@@ -162,7 +158,9 @@ fn whoever_came_to_a_listener_before_it_went_is_served() {
             assert_eq!(caller.reply().text(), "up");
         }
         await_that("no listener", || TcpStream::connect(address).is_err());
-        reload(&daemon, || drop(write_configuration(daemon.folder(), &both)));
+        // A signal and a changed file may be two reloads, so that the log does not tell which of them it speaks of.
+        write_configuration(daemon.folder(), &both);
+        await_that("the listener", || inodes(address).len() == 2);
     }
 }
 
@@ -180,14 +178,15 @@ fn handing() -> (Upstream, Gate) {
 fn what_is_in_flight_goes_on_with_what_it_began_with() {
     let (old, conns) = handing();
     let new = Upstream::start(|conn| conn.serve("new"));
-    let goes = free().to_string();
+    let (goes_at, _goes) = reserve();
+    let goes = goes_at.to_string();
     let keys = "headers = { X-Version = \"old\" }";
     let before = server(&["127.0.0.1:0".to_owned(), goes.clone()]) + &route("up", &old.url(), keys);
     let after = server(&["127.0.0.1:0".to_owned()]) + &route("up", &new.url(), "");
     let none = server(&["127.0.0.1:0".to_owned()]) + &route("other", &new.url(), "");
     let daemon = Daemon::start(&before);
     let begin = |octets: &str| {
-        let mut caller = Http::new(connect(goes.parse().unwrap()));
+        let mut caller = Http::new(connect(goes_at));
         caller.send(octets);
         let mut conn = conns.recv_timeout(PATIENCE).unwrap();
         let head = conn.head().unwrap();
@@ -205,7 +204,7 @@ fn what_is_in_flight_goes_on_with_what_it_began_with() {
     for configuration in [&after, &none, &after] {
         reload(&daemon, || drop(write_configuration(daemon.folder(), configuration)));
     }
-    await_that("no listener", || TcpStream::connect(&*goes).is_err());
+    await_that("no listener", || TcpStream::connect(goes_at).is_err());
     slow_conn.send("-last");
     assert_eq!(slow.reply().text(), "first-last");
     poll_conn.ok("changed");

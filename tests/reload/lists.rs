@@ -4,9 +4,8 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
-
 use crate::daemon::Daemon;
+use crate::ports::reserve;
 use crate::script::{Http, Reply, Upstream, request};
 use crate::{caller, route};
 
@@ -84,17 +83,10 @@ impl Server {
     }
 }
 
-/// An address where connections are refused for as long as the socket is there.
-pub(crate) fn refusing() -> (SocketAddr, Socket) {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    (socket.local_addr().unwrap().as_socket().unwrap(), socket)
-}
-
 /// A daemon with a route to these servers.
 fn daemon(servers: &[SocketAddr]) -> Daemon {
     let urls: Vec<_> = servers.iter().map(|address| format!("http://{address}")).collect();
-    let route = route("up", "LIST", "timeouts = { connect = \"5s\", response = \"1s\" }");
+    let route = route("up", "LIST", "timeouts = { connect = \"5s\", response = \"3s\" }");
     let list = format!("{urls:?}");
     Daemon::start(&format!(
         "server = {{ listen = [\"127.0.0.1:0\"], workers = 1 }}\n{}",
@@ -144,7 +136,7 @@ fn a_get_goes_on_to_the_next_server_whatever_the_failure() {
 
 #[test]
 fn a_server_that_refuses_connections_is_passed_over_by_every_method() {
-    let (nobody, _socket) = refusing();
+    let (nobody, _socket) = reserve();
     let good = Server::start(FINE);
     for method in ["GET", "POST", "PUT", "DELETE"] {
         let daemon = daemon(&[nobody, good.address]);
@@ -203,14 +195,14 @@ fn when_all_fail_the_last_reply_goes_to_the_caller() {
     assert_eq!(last(caller(&both_busy).get("/")), expected);
     assert_eq!((one.count(), other.count()), (1, 1), "each once");
     // Whoever gives no reply at all has no last word.
-    let (nobody, _socket) = refusing();
+    let (nobody, _socket) = reserve();
     let daemon = daemon(&[one.address, nobody]);
     let mut http: Http<_> = caller(&daemon);
     for _ in 0..4 {
         assert_eq!(last(http.get("/")), expected);
     }
-    let (nobody, _first) = refusing();
-    let (noone, _second) = refusing();
+    let (nobody, _first) = reserve();
+    let (noone, _second) = reserve();
     let daemon = self::daemon(&[nobody, noone]);
     caller(&daemon).get("/").expect(502, "upstream_unreachable");
 }

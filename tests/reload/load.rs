@@ -177,7 +177,8 @@ fn every_change_of_the_configuration_is_taken_over_without_a_failed_request() {
         let name = ["first", "second"][number / 4 % 2];
         load.await_answer(&format!("{name} {number}"));
         await_that("the new `allow`", || ask(&daemon, "up", &format!("/only-{number}")) == 200);
-        assert_eq!(ask(&daemon, "up", &format!("/only-{}", number - 1)), 403);
+        // Another thread may take it over a moment later.
+        await_that("no old `allow`", || ask(&daemon, "up", &format!("/only-{}", number - 1)) == 403);
         if number % 4 == 3 {
             await_that("the new route", || ask(&daemon, &format!("other-{number}"), "/") == 200);
         } else if number % 4 == 0 {

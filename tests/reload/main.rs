@@ -11,6 +11,8 @@
 mod cloud;
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../living/scene.rs"]
 #[allow(dead_code, reason = "another crate's scene, of which this one uses its own part")]
 mod scene;

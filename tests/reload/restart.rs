@@ -1,5 +1,8 @@
 //! What takes a restart, and restarts.
 
+use std::io::Write;
+use std::time::{Duration, Instant};
+
 use nix::sys::signal::Signal;
 
 use crate::daemon::{Daemon, write_configuration};
@@ -45,22 +48,27 @@ fn the_time_to_drain_is_the_newest() {
 fn none_of_a_thousand_is_lost_when_it_is_told_to_stop() {
     let upstream = Upstream::start(|conn| conn.serve("up"));
     let configuration = SERVER.to_owned() + &route("up", &upstream.url(), "");
-    for _ in 0..10 {
+    let is_in_time = |_: &usize| {
         let mut daemon = Daemon::start(&configuration);
         let mut callers: Vec<_> = (0..100).map(|_| caller(&daemon)).collect();
         let (early, late) = callers.split_at_mut(50);
-        for caller in early {
+        for caller in &mut *early {
             caller.send(request("GET", "/", ""));
         }
+        let told = Instant::now();
         daemon.signal(Signal::SIGTERM);
-        for caller in late {
-            caller.send(request("GET", "/", ""));
+        for caller in &mut *late {
+            let _ = caller.stream.write_all(request("GET", "/", "").as_bytes());
         }
-        for caller in &mut callers {
+        // They have half a second for that, which a busy machine may have taken for itself.
+        let is_in_time = told.elapsed() < Duration::from_millis(400);
+        for caller in early.iter_mut().chain(late.iter_mut().filter(|_| is_in_time)) {
             assert_eq!(caller.reply().text(), "up");
         }
         assert_eq!(daemon.wait().code(), Some(0));
-    }
+        is_in_time
+    };
+    assert_eq!((0..100).filter(is_in_time).take(10).count(), 10, "the machine is too slow to tell");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use countersign::demo::verify::Acm;
 
 use crate::daemon::{self, Daemon};
 use crate::scene::{Reply, Scene, ask, ask_with_body};
-use crate::script::{Http, Upstream};
+use crate::script::{Http, Upstream, await_that};
 
 const GBK: &str = "Content-Type: application/x-www-form-urlencoded; charset=GBK";
 
@@ -119,8 +119,8 @@ fn a_poll_may_take_longer_than_other_replies() {
         }
         conn.await_end();
     });
-    let patience = "timeouts = { response = \"300ms\", body = \"100ms\" }";
-    let limits = "limits = { header_timeout = \"100ms\", idle_timeout = \"100ms\" }";
+    let patience = "timeouts = { response = \"1s\", body = \"1s\" }";
+    let limits = "limits = { header_timeout = \"1s\", idle_timeout = \"1s\" }";
     let daemon = Daemon::start(&format!(
         "server.listen = [\"127.0.0.1:0\"]\n{limits}\n{}",
         route(&upstream.url(), "acm", patience, "")
@@ -214,9 +214,12 @@ fn who_looks_for_servers_finds_the_daemon() {
     assert!(refusal.code == "bad_request" && refusal.message.contains("`Host`"), "{refusal:?}");
     assert_eq!(scene.count(), 0);
     daemon.await_log("code=\"bad_request\"");
+    let own_answers = |log: &str| -> Vec<String> {
+        log.lines().filter(|line| line.contains("/diamond-server/diamond")).map(str::to_owned).collect()
+    };
+    await_that("a line for each", || own_answers(&daemon.log()).len() >= 10);
     let log = daemon.log();
-    let own_answers: Vec<_> = log.lines().filter(|line| line.contains("/diamond-server/diamond")).collect();
-    assert!(own_answers.len() >= 10 && own_answers.iter().all(|line| line.contains("by=\"proxy\"")), "{log}");
+    assert!(own_answers(&log).iter().all(|line| line.contains("by=\"proxy\"")), "{log}");
     let unit = call(&daemon, "GET /diamond-server/diamond-unit-a?nofix=1", "", "").passed_on();
     assert_eq!((unit.status, scene.count()), (200, 1));
 }

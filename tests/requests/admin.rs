@@ -1,5 +1,7 @@
 //! The admin listener: what a supervisor asks, and how the daemon is told to stop.
 
+use std::collections::{BTreeSet, HashSet};
+
 use nix::sys::signal::Signal;
 
 use crate::daemon::{Daemon, connect};
@@ -58,6 +60,8 @@ fn metrics_have_the_names_of_the_configuration_for_labels() {
     for line in [
         "countersign_config_last_reload_successful 1".to_owned(),
         "countersign_route_ready{route=\"cert\"} 1.0".to_owned(),
+        "countersign_requests_total{route=\"cert\",status=\"2xx\"} 0".to_owned(),
+        format!("countersign_build_info{{version=\"{}\",commit=\"\"}} 1", env!("CARGO_PKG_VERSION")),
         format!("countersign_clock_ahead_seconds{{route=\"cert\",upstream=\"{upstream}\"}} 0.0"),
     ] {
         assert!(reply.body.lines().any(|known| known == line), "{line}: {}", reply.body);
@@ -68,6 +72,54 @@ fn metrics_have_the_names_of_the_configuration_for_labels() {
         reply.body
     );
     assert!(reply.body.ends_with("# EOF\n"), "{}", reply.body);
+}
+
+/// The names of all samples, by what `TYPE` says of them, of a text that is checked as `promtool check metrics` does.
+fn check_metrics(text: &str) -> BTreeSet<String> {
+    let (mut names, mut family, mut seen) = (BTreeSet::new(), String::new(), HashSet::new());
+    for line in text.lines().take_while(|line| *line != "# EOF") {
+        if let Some(declared) = line.strip_prefix("# ") {
+            let [kind, name, rest] = declared.splitn(3, ' ').collect::<Vec<_>>().try_into().unwrap();
+            assert!(name.starts_with("countersign_") && !rest.is_empty(), "{line}");
+            match kind {
+                "HELP" => name.clone_into(&mut family),
+                "TYPE" => {
+                    let suffix = match rest {
+                        "counter" => "_total",
+                        "info" => "_info",
+                        "gauge" | "histogram" => "",
+                        _ => panic!("{line}"),
+                    };
+                    assert!(names.insert(format!("{name}{suffix}")), "twice: {line}");
+                }
+                "UNIT" => assert!(name.ends_with(&format!("_{rest}")), "{line}"),
+                _ => panic!("{line}"),
+            }
+            assert_eq!(family, name, "{line}");
+            continue;
+        }
+        let (sample, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok() && seen.insert(sample.to_owned()), "{line}");
+        let name = sample.split('{').next().unwrap();
+        let suffix = name.strip_prefix(&family).unwrap_or_else(|| panic!("not of {family}: {line}"));
+        assert!(["", "_total", "_info", "_sum", "_count", "_bucket"].contains(&suffix), "{line}");
+    }
+    names
+}
+
+#[test]
+fn the_readme_lists_the_metrics_there_are() {
+    let scene = Scene::new();
+    let daemon = start(&scene, "", false);
+    ask(daemon.connect(), "GET /v1/certificate HTTP/1.1\nHost: cert.localhost").passed_on();
+    let reply = ask_admin(&daemon, "GET /metrics");
+    let told = check_metrics(&reply.body);
+    let (_, section) = include_str!("../../README.md").split_once("\n## Metrics\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" | ").next());
+    let listed: BTreeSet<_> =
+        rows.flat_map(|row| row.split(", ")).map(|name| name.trim_matches('`').to_owned()).collect();
+    assert_eq!(listed, told);
 }
 
 #[test]

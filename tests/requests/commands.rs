@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use secrecy::ExposeSecret;
 
 use crate::daemon::{Daemon, Ended, run, write_configuration};
+use crate::ports::reserve;
 use crate::scene::{Scene, ask};
 
 /// Runs a command on a configuration of its own.
@@ -250,8 +251,7 @@ fn check_says_a_line_a_route_and_warns_aside() {
 fn a_live_check_reaches_every_server_and_says_what_stands_in_the_way() {
     let scene = Scene::new();
     let folder = scene.folder();
-    let ours = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let gone = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let ((ours, _ours), (gone, _gone)) = (reserve(), reserve());
     let good = scene.all("");
     let check = |text: &str| {
         let file = write_configuration(folder.path(), &format!("server.listen = [\"{ours}\"]\n{text}"));
@@ -332,7 +332,7 @@ fn secrets_come_from_wherever_they_are_kept_and_are_never_shown() {
         "access_key = { env = \"PLANTED_AK\" }, secret_key = { file = \"sk\" }",
     );
     let credentials = folder.path().join("credentials");
-    let daemon = Daemon::start_in(folder, &tables, |command| {
+    let mut daemon = Daemon::start_in(folder, &tables, |command| {
         command.env("PLANTED_TOKEN", token).env("PLANTED_AK", &key.access_key);
         command.env("PLANTED_CALLERS_TOKEN", "open sesame").env("CREDENTIALS_DIRECTORY", credentials);
     });
@@ -348,6 +348,8 @@ fn secrets_come_from_wherever_they_are_kept_and_are_never_shown() {
     let refused = ask(daemon.connect(), &head.replace("sesame", "barley")).refused();
     assert_eq!(refused.code, "caller_denied");
     ask(daemon.connect(), &head.replace("cert.localhost", "nobody.localhost")).refused();
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait();
     let log = daemon.log();
     assert!(log.contains("route=\"newline\"") && log.contains("/a?b"), "{log}");
     for planted in [token, secret_key, "sesame", "barley", signature] {
@@ -422,7 +424,7 @@ fn a_signal_right_after_the_start_does_not_wait_for_the_drain_timeout() {
         let began = Instant::now();
         daemon.signal(signal);
         assert_eq!(daemon.wait().code(), Some(0));
-        assert!(began.elapsed() < Duration::from_secs(10), "{:?}:\n{}", began.elapsed(), daemon.log());
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}:\n{}", began.elapsed(), daemon.log());
     }
 }
 

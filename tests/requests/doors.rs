@@ -3,6 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use crate::daemon::{Daemon, connect};
+use crate::ports::reserve;
 use crate::scene::{Reply, Scene, ask, connect_unix};
 
 /// How a request comes in.
@@ -130,9 +131,7 @@ fn unix_sockets_have_the_mode_and_the_group_that_were_asked_for() {
 
 #[test]
 fn no_route_leads_to_a_listener_of_ours() {
-    // The ports must be known before the daemon starts, so they are such as were free a moment ago.
-    let free = [(); 3].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
-    let [shared, own, admin] = free.map(|listener| listener.local_addr().unwrap());
+    let [(shared, _shared), (own, _own), (admin, _admin)] = [(); 3].map(|()| reserve());
     let scene = Scene::new();
     let routes = [("shared", shared), ("own", own), ("admin", admin)];
     let tables = routes.map(|(name, address)| scene.bce_to(&address.to_string(), name, ""));

@@ -18,7 +18,7 @@ use crate::scene::Scene;
 const BINARY: &str = env!("CARGO_BIN_EXE_countersign");
 
 /// Gives traps a chance, for much longer than they need.
-const LINGER: &str = "while test ${#waited} -lt 400; do waited=x$waited; sleep 0.05; done";
+const LINGER: &str = "while test ${#waited} -lt 1200; do waited=x$waited; sleep 0.05; done";
 
 /// Runs a script of sh to its end, with a daemon of its own.
 fn exec(folder: &Path, configuration: &str, script: &str, adjust: impl FnOnce(&mut Command)) -> Ended {

@@ -5,6 +5,8 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/script.rs"]
 mod script;
 #[path = "../support/scripted.rs"]

@@ -1,6 +1,5 @@
 //! What the daemon tells of itself, over its admin listener and through the commands that ask it.
 
-use std::net::TcpListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -8,6 +7,7 @@ use secrecy::ExposeSecret;
 use serde_json::{Value, json};
 
 use crate::daemon::{Daemon, Ended, PATIENCE, run, write_configuration};
+use crate::ports::reserve;
 use crate::scene::{Reply, Scene, ask, connect_unix};
 use crate::scripted::Scripted;
 
@@ -60,6 +60,24 @@ fn the_status_tells_of_every_route_or_of_one() {
     assert_eq!(one["routes"], json!([cluster]));
     let nobody = ask_admin(&daemon, "/status?route=nobody");
     assert_eq!((nobody.status, nobody.body.as_str()), (404, "no route has this name: there is wrong, cluster\n"));
+}
+
+#[test]
+fn the_log_has_the_providers_code_and_its_name_for_the_request() {
+    let scene = Scene::new();
+    let daemon = start(&scene);
+    let refused = refuse(&daemon).json();
+    let said = format!("provider_code=\"SignatureDoesNotMatch\" provider_id={}", refused["requestId"]);
+    daemon.await_log(&said);
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains(&said)).unwrap();
+    for part in ["route=\"wrong\"", "by=\"upstream\"", "attempts=1"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert!(!line.contains(" code="), "{line}");
+    let metrics = ask_admin(&daemon, "/metrics").body;
+    let counted = "countersign_upstream_refusals_total{route=\"wrong\",verdict=\"signature\"} 1";
+    assert!(metrics.lines().any(|line| line == counted), "{metrics}");
 }
 
 #[test]
@@ -210,9 +228,7 @@ fn commands_ask_over_tcp_too() {
 
 #[test]
 fn who_cannot_ask_is_told_what_to_do() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let (address, _socket) = reserve();
     for (configuration, code, said) in [
         (String::new(), 78, "no admin listener to ask: add `[admin]`"),
         ("[admin]\nlisten = \"127.0.0.1:0\"\n".to_owned(), 78, "another one at every start"),

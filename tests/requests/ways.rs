@@ -80,8 +80,9 @@ fn programs_are_told_the_door_that_needs_least_of_them() {
         "requests.get(\"http://127.0.0.1:8080/my-cert/\")",
         "HttpRequest.newBuilder(URI.create(\"http://127.0.0.1:8080/my-cert/\"))",
         "await fetch(\"http://127.0.0.1:8080/my-cert/\")",
-        "    proxy_pass http://127.0.0.1:8080/;",
+        "    proxy_pass http://127.0.0.1:8080;",
         "    proxy_set_header Host my-cert.localhost;",
+        "    proxy_redirect http://my-cert.localhost/ /;",
     ] {
         assert!(plain.lines().any(|told| told == line), "{line}: {plain}");
     }
@@ -93,10 +94,11 @@ fn programs_are_told_the_door_that_needs_least_of_them() {
     for line in [
         "export COUNTERSIGN_CERT_URL=http://127.0.0.1:8081",
         "export http_proxy=http://127.0.0.1:8080",
+        "export no_proxy=127.0.0.1${no_proxy:+,$no_proxy}",
         "requests.get(\"http://real.example.test/\", proxies={\"http\": \"http://127.0.0.1:8080\"})",
         "java -Dhttp.proxyHost=127.0.0.1 -Dhttp.proxyPort=8080 -jar app.jar  # for http://real.example.test/",
         "http.get({ socketPath: \"/run/cert.sock\", host: \"localhost\", path: \"/\" })",
-        "    proxy_pass http://127.0.0.1:8081/;",
+        "    proxy_pass http://127.0.0.1:8081;",
         "    proxy_set_header Host localhost;",
         "BceClientConfiguration(credentials=BceCredentials(\"any\", \"any\"), endpoint=b\"http://127.0.0.1:8081\")",
     ] {
@@ -144,7 +146,7 @@ fn what_cannot_be_known_or_is_not_open_to_all_is_said() {
         named.contains("curl http://cert.cs.example.test:8080/\ncurl http://cs.example.test:8080/cert/\n"),
         "{named}"
     );
-    assert!(named.contains("proxy_pass http://192.0.2.1:8080/;"), "{named}");
+    assert!(named.contains("proxy_pass http://192.0.2.1:8080;"), "{named}");
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod files;
 mod iam;
 mod ids;
 mod metadata;
+#[path = "../support/ports.rs"]
+mod ports;
 mod server;
 
 use std::path::Path;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use countersign::clock::Timestamp;
 
+use super::ports::reserve;
 use super::server::{Server, dated, reply};
 use super::{NOW, asker, key, place, trouble};
 
@@ -171,8 +172,7 @@ async fn what_a_huawei_service_answers_amiss_is_told_in_words() {
 
 #[tokio::test]
 async fn a_service_that_is_not_there_is_named() {
-    // Nothing listens on the port of a socket that was closed.
-    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (address, _socket) = reserve();
     for source in ["ecs-ram-role", "huawei-metadata"] {
         let place = place(&format!("{{ source = '{source}', endpoint = 'http://{address}' }}"));
         let said = trouble(place.fetch(&asker()).await);

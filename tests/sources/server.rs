@@ -33,7 +33,7 @@ impl Server {
         let journal = Arc::clone(&heard);
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
                 match &tls {
                     None => answer(stream, &reply, &journal),
                     Some(config) => {

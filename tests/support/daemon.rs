@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long anything may take that is expected to happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running daemon; killed when dropped.
 pub struct Daemon {
@@ -71,12 +71,12 @@ impl Daemon {
 
     /// The nth shared TCP address that it listens on.
     pub fn address(&self) -> SocketAddr {
-        self.find_address(|line| line.contains(" listening ") && !line.contains("admin") && !line.contains("route="))
+        self.find_address(|line| line.contains("listening") && !line.contains("admin") && !line.contains("route"))
     }
 
     /// The TCP address of a route's own listener.
     pub fn own_address(&self, route: &str) -> SocketAddr {
-        self.find_address(|line| line.contains(" listening ") && line.contains(&format!("route=\"{route}\"")))
+        self.find_address(|line| line.contains("listening") && line.contains(&format!("\"{route}\"")))
     }
 
     /// The address of the admin listener.
@@ -87,8 +87,9 @@ impl Daemon {
     fn find_address(&self, is_it: impl Fn(&str) -> bool) -> SocketAddr {
         let log = self.log();
         let found = log.lines().filter(|line| is_it(line)).find_map(|line| {
-            let (_, rest) = line.split_once("address=")?;
-            rest.split_whitespace().next()?.parse().ok()
+            // In text, or in JSON.
+            let (_, rest) = line.split_once("address=").or_else(|| line.split_once("\"address\":\""))?;
+            rest.split([' ', '"']).next()?.parse().ok()
         });
         found.unwrap_or_else(|| panic!("no such address in the log:\n{log}"))
     }
@@ -116,7 +117,7 @@ impl Daemon {
                 self.reader.take().map(JoinHandle::join);
                 return status;
             }
-            assert!(began.elapsed() < PATIENCE * 2, "the daemon does not end:\n{}", self.log());
+            assert!(began.elapsed() < PATIENCE, "the daemon does not end:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
     }

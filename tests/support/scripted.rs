@@ -45,7 +45,7 @@ impl Scripted {
 
 /// Reads until the other side closes: a request that was smuggled in behind another is heard as well.
 fn converse(mut stream: TcpStream, reply: &[u8], journal: &Mutex<Vec<Vec<u8>>>) {
-    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let index = {
         let mut journal = journal.lock().unwrap();
         journal.push(Vec::new());

@@ -151,7 +151,7 @@ fn a_reply_may_come_before_the_upload_has_ended() {
         conn.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 3\r\n\r\nno!");
         conn.await_end();
     });
-    let daemon = daemon(&upstream.url(), "", r#"timeouts.body = "300ms""#);
+    let daemon = daemon(&upstream.url(), "", r#"timeouts.body = "1s""#);
     let uploads =
         [("Content-Length: 100000", "some", "*"), ("Transfer-Encoding: chunked", "4\r\nsome\r\n", "1\r\n*\r\n")];
     for (connection, (framing, start, more)) in uploads.into_iter().enumerate() {

@@ -382,7 +382,8 @@ fn judge_callers(route: &str, cases: &[(impl AsRef<str>, &[u16], &[&str])]) {
         let (octets, mut caller) = (octets.as_ref(), caller(&daemon));
         caller.send(octets.replace("HOST", "Host: up.localhost\r\n"));
         let mut got: Vec<_> = statuses.iter().map_while(|_| caller.try_reply()).map(|reply| reply.status).collect();
-        caller.stream.shutdown(Shutdown::Write).unwrap();
+        // Where the connection has ended already, there is nothing to shut down.
+        let _ = caller.stream.shutdown(Shutdown::Write);
         got.extend(std::iter::from_fn(|| caller.try_reply()).map(|reply| reply.status));
         await_that("as much as was meant", || seen.lock().unwrap().len() >= reached.len());
         let came = std::mem::take(&mut *seen.lock().unwrap());

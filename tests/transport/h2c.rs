@@ -10,10 +10,12 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use nix::sys::signal::Signal;
+use serde_json::json;
 use tokio::task::JoinHandle;
 
 use super::daemon;
 use super::script::{Upstream, header};
+use super::told::{IN_JSON, assert_tells, told};
 use crate::daemon::{Daemon, PATIENCE};
 
 /// A caller's connection, and how it ended.
@@ -285,7 +287,7 @@ async fn a_reply_that_is_not_read_is_reset_and_the_others_go_on() {
             }
         }
     });
-    let daemon = daemon(&upstream.url(), "", "timeouts.body = \"300ms\"");
+    let daemon = daemon(&upstream.url(), "", "timeouts.body = \"1s\"");
     // With room for others in the connection's window.
     let mut builder = h2::client::Builder::new();
     let mut caller = Caller::with(&daemon, builder.initial_connection_window_size(1 << 20)).await;
@@ -429,12 +431,12 @@ async fn an_idle_connection_is_told_to_leave_and_a_busy_one_is_not() {
     let upstream = Upstream::start(|mut conn| {
         while let Some((head, _)) = conn.request() {
             if head.starts_with("GET /slow ") {
-                std::thread::sleep(Duration::from_millis(900));
+                std::thread::sleep(Duration::from_millis(1500));
             }
             conn.ok("done");
         }
     });
-    let daemon = daemon(&upstream.url(), "limits.idle_timeout = \"300ms\"\nlimits.header_timeout = \"300ms\"", "");
+    let daemon = daemon(&upstream.url(), "limits.idle_timeout = \"1s\"\nlimits.header_timeout = \"1s\"", "");
     let mut caller = Caller::connect(&daemon).await;
     assert_eq!(caller.get("/slow").await.1, "done");
     // The goodbye is in order: no reset, no error.
@@ -495,4 +497,20 @@ async fn a_length_that_is_not_one_number_goes_no_further() {
     let (response, body, _) = caller.ask(twice.body(()).unwrap()).await;
     assert_eq!(response.status(), 200);
     assert_eq!(String::from_utf8(body.unwrap()).unwrap().matches("content-length").count(), 1);
+}
+
+#[tokio::test]
+async fn each_of_the_requests_that_share_a_connection_is_told() {
+    let upstream = Upstream::start(|conn| conn.serve("hello"));
+    let daemon = daemon(&upstream.url(), IN_JSON, "");
+    let mut caller = Caller::connect(&daemon).await;
+    caller.get("/a").await;
+    let request = Request::post("http://up.localhost/b").body(()).unwrap();
+    let (response, mut body) = caller.send(request, false).await;
+    body.send_data("12345".into(), true).unwrap();
+    read(soon(response).await.unwrap()).await.1.unwrap();
+    let lines = told(&daemon, 2);
+    assert_tells(&lines[0], &json!({ "path": "/a", "method": "GET", "status": 200, "in": 0, "out": 5 }));
+    assert_tells(&lines[1], &json!({ "path": "/b", "method": "POST", "status": 200, "in": 5, "out": 5 }));
+    assert!(lines.iter().all(|line| line.get("cut").is_none()), "{lines:#?}");
 }

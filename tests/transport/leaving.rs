@@ -1,5 +1,6 @@
 //! Callers that leave, and a daemon that is told to.
 
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -44,7 +45,7 @@ fn a_second_signal_does_not_wait_for_what_is_unanswered() {
     let began = Instant::now();
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(1));
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
 }
 
 #[test]
@@ -69,19 +70,26 @@ fn a_socket_that_a_successor_has_bound_is_left_to_it() {
 #[test]
 fn whoever_came_before_the_drain_is_answered() {
     let upstream = Upstream::start(|conn| conn.serve("ok"));
-    for _ in 0..10 {
+    let is_in_time = |_: &usize| {
         let mut daemon = daemon(&upstream.url(), "", "");
         let mut callers: Vec<_> = (0..8).map(|_| caller(&daemon)).collect();
+        let told = Instant::now();
         daemon.signal(Signal::SIGTERM);
         daemon.await_log("told to stop");
         for caller in &mut callers {
-            caller.send(request("GET", "/", ""));
+            let _ = caller.stream.write_all(request("GET", "/", "").as_bytes());
+        }
+        // They have half a second for that, which a busy machine may have taken for itself.
+        if told.elapsed() > Duration::from_millis(400) {
+            return false;
         }
         for caller in &mut callers {
             assert_eq!(caller.reply().text(), "ok");
         }
         assert_eq!(daemon.wait().code(), Some(0));
-    }
+        true
+    };
+    assert_eq!((0..100).filter(is_in_time).take(10).count(), 10, "the machine is too slow to tell");
 }
 
 #[test]
@@ -99,6 +107,6 @@ fn callers_that_say_nothing_do_not_hold_up_the_drain() {
     let began = Instant::now();
     daemon.signal(Signal::SIGTERM);
     assert!(daemon.wait().success());
-    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(25), "{:?}", began.elapsed());
     drop(silent);
 }

@@ -11,6 +11,8 @@
 mod daemon;
 #[path = "../support/frames.rs"]
 mod frames;
+#[path = "../support/ports.rs"]
+mod ports;
 #[path = "../support/script.rs"]
 mod script;
 
@@ -28,6 +30,7 @@ mod sessions;
 mod streaming;
 mod timeouts;
 mod tls;
+mod told;
 mod upgrades;
 
 use std::net::TcpStream;

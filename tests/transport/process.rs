@@ -16,6 +16,7 @@ use socket2::{Domain, Socket, Type};
 use super::script::{Http, Upstream, await_that, request};
 use super::{caller, configuration, daemon};
 use crate::daemon::{Daemon, PATIENCE, connect, exchange, write_configuration};
+use crate::ports::reserve;
 
 /// An upstream that answers each request when the test sends something over the channel.
 fn gated() -> (Upstream, mpsc::Sender<()>) {
@@ -96,7 +97,7 @@ fn the_end_comes_in_time_even_if_not_everything_is_answered() {
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0));
     let took = began.elapsed();
-    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(10), "{took:?}");
+    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(20), "{took:?}");
     assert!(daemon.log().contains("`server.drain_timeout` passed"), "{}", daemon.log());
     assert!(caller.try_reply().is_none());
 }
@@ -113,7 +114,7 @@ fn a_second_signal_ends_it_at_once() {
     let began = Instant::now();
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(1));
-    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(began.elapsed() < Duration::from_secs(20));
     assert!(daemon.log().contains("second signal"), "{}", daemon.log());
 }
 
@@ -146,7 +147,7 @@ fn a_delay_ends_with_the_drain() {
 #[test]
 fn idle_callers_do_not_hold_up_the_end() {
     let upstream = Upstream::start(|conn| conn.serve("yes"));
-    let mut daemon = daemon(&upstream.url(), r#"limits.header_timeout = "300ms""#, "");
+    let mut daemon = daemon(&upstream.url(), r#"limits.header_timeout = "1s""#, "");
     let mut served = caller(&daemon);
     assert_eq!(served.get("/").status, 200);
     let mut silent = caller(&daemon);
@@ -155,7 +156,7 @@ fn idle_callers_do_not_hold_up_the_end() {
     let began = Instant::now();
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait().code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(began.elapsed() < Duration::from_secs(20));
     assert!(daemon.log().contains("everything was answered"), "{}", daemon.log());
     assert!(served.has_ended() && silent.has_ended() && slow.has_ended());
 }
@@ -375,14 +376,6 @@ fn a_port_that_another_process_listens_on_is_an_error() {
 
 #[test]
 fn a_route_that_leads_back_to_us_is_a_bad_gateway_that_says_so() {
-    // Bound but not listening, these keep their ports for the daemon.
-    let reserve = || {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        socket.set_reuse_address(true).unwrap();
-        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-        let address = socket.local_addr().unwrap().as_socket().unwrap();
-        (address, socket)
-    };
     let ((shared, _first), (own, _second), (admin, _third)) = (reserve(), reserve(), reserve());
     let route = |name: &str, upstream: String| {
         format!(

@@ -147,7 +147,7 @@ fn an_expectation_ends_with_us_and_a_refusal_comes_whether_the_body_does_or_not(
             conn.ok(body);
         }
     });
-    let daemon = daemon(&upstream.url(), "limits.replay_body = \"4B\"", r#"timeouts.body = "300ms""#);
+    let daemon = daemon(&upstream.url(), "limits.replay_body = \"4B\"", r#"timeouts.body = "1s""#);
     for (version, expect, is_met) in [
         ("1.1", "100-continue", true),
         ("1.1", "100-Continue", true),
@@ -210,7 +210,7 @@ fn an_early_reply_comes_whole_whatever_the_upstream_does_with_the_upload() {
             }
         }
     });
-    let daemon = daemon(&upstream.url(), "server.workers = 1", r#"timeouts.body = "500ms""#);
+    let daemon = daemon(&upstream.url(), "server.workers = 1", r#"timeouts.body = "2s""#);
     for (path, is_taken) in [("/read", true), ("/unread", true), ("/closed", true), ("/reset", true)] {
         let (mut caller, writing) = upload(&daemon, path);
         let reply = caller.reply();
@@ -254,13 +254,15 @@ fn a_caller_that_sends_on_for_ever_is_let_go() {
 /// Reads a little at a time for a while, then everything: fast enough to be no silence, slow enough for a buffer of
 /// megabytes to seem one.
 fn sip(mut read: impl FnMut(usize) -> bool) -> bool {
-    let sips = (0..30).all(|_| {
+    let sips = (0..SIPS).all(|_| {
         std::thread::sleep(Duration::from_millis(40));
         read(SIP)
     });
-    sips && read(LARGE - 30 * SIP)
+    sips && read(LARGE - SIPS * SIP)
 }
 
+/// They take two seconds.
+const SIPS: usize = 50;
 const SIP: usize = 48 << 10;
 
 #[test]
@@ -269,7 +271,7 @@ fn a_caller_that_reads_a_little_at_a_time_gets_everything() {
         conn.request();
         conn.ok(vec![b'x'; LARGE]);
     });
-    let daemon = daemon(&upstream.url(), "", r#"timeouts.body = "500ms""#);
+    let daemon = daemon(&upstream.url(), "", r#"timeouts.body = "1s""#);
     let mut caller = caller(&daemon);
     caller.send(request("GET", "/", ""));
     assert!(caller.head().unwrap().starts_with("HTTP/1.1 200 "));
@@ -286,7 +288,7 @@ fn an_upstream_that_reads_a_little_at_a_time_gets_everything() {
     }
     let plain = Upstream::start(slow);
     let (secure, folder) = secure_upstream(slow);
-    let timeouts = r#"timeouts = { body = "500ms", response = "500ms" }"#;
+    let timeouts = r#"timeouts = { body = "1s", response = "1s" }"#;
     let daemons = [
         daemon(&plain.url(), "", timeouts),
         Daemon::start_in(
@@ -314,7 +316,7 @@ fn an_upstream_that_stops_reading_is_let_go() {
     let plain = Upstream::start(script.clone());
     let (secure, folder) = secure_upstream(script);
     // What would end it first is off.
-    let timeouts = r#"timeouts = { body = "300ms", response = "off" }"#;
+    let timeouts = r#"timeouts = { body = "1s", response = "off" }"#;
     let daemons = [
         daemon(&plain.url(), "", timeouts),
         Daemon::start_in(
@@ -335,10 +337,10 @@ fn an_upstream_that_stops_reading_is_let_go() {
 #[test]
 fn a_pause_in_an_upload_is_no_delay_of_the_reply() {
     let upstream = Upstream::start(|conn| conn.serve("yes"));
-    let daemon = daemon(&upstream.url(), "", r#"timeouts.response = "300ms""#);
+    let daemon = daemon(&upstream.url(), "", r#"timeouts.response = "1s""#);
     let mut caller = caller(&daemon);
     caller.send("PUT / HTTP/1.1\r\nHost: up.localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
-    std::thread::sleep(Duration::from_millis(700));
+    std::thread::sleep(Duration::from_millis(1500));
     caller.send("1\r\nx\r\n0\r\n\r\n");
     assert_eq!(caller.reply().text(), "yes");
 }

@@ -40,10 +40,10 @@ impl Certificates {
             [""] | ["", "" | "detail"] if is_reading(request.method) => {
                 let name = parameter(request, "certName");
                 let found = kept.iter().filter(|certificate| name.is_none_or(|name| certificate.name == name));
-                Ok(Reply::json(json!({ "certs": found.map(Certificate::summary).collect::<Vec<_>>() })))
+                Ok(Reply::of(json!({ "certs": found.map(Certificate::summary).collect::<Vec<_>>() })))
             }
-            ["", id] if is_reading(request.method) => Ok(Reply::json(find(&mut kept, id)?.summary())),
-            ["", id, "rawdata"] if is_reading(request.method) => Ok(Reply::json(find(&mut kept, id)?.raw_data())),
+            ["", id] if is_reading(request.method) => Ok(Reply::of(find(&mut kept, id)?.summary())),
+            ["", id, "rawdata"] if is_reading(request.method) => Ok(Reply::of(find(&mut kept, id)?.raw_data())),
             ["", id] if *request.method == Method::PUT => change(&mut kept, id, request),
             ["", id] if *request.method == Method::DELETE => {
                 let index = kept.iter().position(|certificate| certificate.id == *id).ok_or_else(not_found)?;
@@ -89,7 +89,7 @@ fn create(kept: &mut Vec<Certificate>, request: &Received<'_>) -> Result<Reply, 
     let certificate = Certificate { id: format!("cert-{id}"), name, data };
     let reply = json!({ "certId": certificate.id, "certName": certificate.name });
     kept.push(certificate);
-    Ok(Reply::json(reply))
+    Ok(Reply::of(reply))
 }
 
 fn change(kept: &mut [Certificate], id: &str, request: &Received<'_>) -> Result<Reply, Refusal> {

@@ -1,20 +1,32 @@
 //! What the upstream answers to requests that were found good.
 
+mod addresses;
 mod certificates;
+mod clusters;
+mod iam;
 
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Map, Value, json};
 
 use super::verify::{Received, Refusal};
 
+pub use addresses::Addresses;
 pub use certificates::Certificates;
+pub use clusters::Clusters;
+pub use iam::Iam;
 
 /// A service behind a scheme.
 pub enum Service {
+    /// The list of ACM's servers.
+    Addresses(Addresses),
     /// The certificate service of Baidu Cloud, in memory.
     Certificates(Certificates),
+    /// The cluster-management API of Alibaba Cloud.
+    Clusters(Clusters),
     /// The request as it was received, as JSON; the values of headers that carry credentials are left out.
     Echo,
+    /// The identity service of Huawei Cloud.
+    Iam(Iam),
     /// The projects of a Swarm cluster: one.
     Projects,
 }
@@ -23,8 +35,11 @@ impl Service {
     /// Answers a request.
     pub(super) fn answer(&self, request: &Received<'_>) -> Result<Reply, Refusal> {
         match self {
+            Self::Addresses(addresses) => addresses.answer(request),
             Self::Certificates(certificates) => certificates.answer(request),
-            Self::Echo => Ok(Reply::json(json!({
+            Self::Clusters(clusters) => clusters.answer(request),
+            Self::Iam(iam) => iam.answer(request),
+            Self::Echo => Ok(Reply::of(json!({
                 "method": request.method.as_str(),
                 "path": request.path,
                 "query": request.query,
@@ -40,16 +55,17 @@ impl Service {
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
     pub(super) body: Option<Value>,
 }
 
 impl Reply {
-    fn json(body: Value) -> Self {
-        Self { status: StatusCode::OK, body: Some(body) }
+    fn of(body: Value) -> Self {
+        Self { status: StatusCode::OK, headers: HeaderMap::new(), body: Some(body) }
     }
 
     fn empty() -> Self {
-        Self { status: StatusCode::OK, body: None }
+        Self { status: StatusCode::OK, headers: HeaderMap::new(), body: None }
     }
 }
 
@@ -61,7 +77,7 @@ fn projects(request: &Received<'_>) -> Result<Reply, Refusal> {
     if !is_reading(request.method) {
         return Err(Refusal::new(StatusCode::METHOD_NOT_ALLOWED, "MethodNotAllowed", "the demonstration is read-only"));
     }
-    Ok(Reply::json(json!([{
+    Ok(Reply::of(json!([{
         "name": "demo",
         "description": "asked for by the owner of a client certificate",
         "current_state": "running",

@@ -2,9 +2,9 @@
 
 use http::{HeaderName, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::{Received, Refusal, Scheme};
+use super::{Received, Refusal, Scheme, openstack_error};
 
 /// A header that must be there once and hold a secret.
 pub struct FixedHeader {
@@ -30,9 +30,8 @@ impl Scheme for FixedHeader {
         Ok(format!("{} holds the token", self.name))
     }
 
-    /// As `OpenStack`'s identity service and its kin write it.
     fn error_body(&self, refusal: &Refusal, _request_id: &str) -> Value {
-        json!({ "error": { "code": refusal.status.as_u16(), "title": refusal.code, "message": refusal.message } })
+        openstack_error(refusal)
     }
 }
 

@@ -8,10 +8,13 @@ mod header;
 mod huawei;
 mod keys;
 mod mtls;
+mod open;
+mod password;
 mod tem;
+mod tokens;
 
 use http::{HeaderMap, Method, StatusCode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::clock::Timestamp;
 
@@ -22,7 +25,10 @@ pub use header::FixedHeader;
 pub use huawei::SdkHmac;
 pub use keys::Keys;
 pub use mtls::ClientCertificate;
+pub use open::Open;
+pub use password::Password;
 pub use tem::{Tem, TemAlgorithm};
+pub use tokens::{AuthToken, Tokens};
 
 /// A request as it was received.
 #[derive(Clone, Copy)]
@@ -85,4 +91,9 @@ impl Refusal {
     pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         Self { status, code, message: message.into() }
     }
+}
+
+/// An error as `OpenStack`'s identity service and its kin write it.
+fn openstack_error(refusal: &Refusal) -> Value {
+    json!({ "error": { "code": refusal.status.as_u16(), "title": refusal.code, "message": refusal.message } })
 }

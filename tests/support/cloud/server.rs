@@ -327,4 +327,4 @@ impl Drop for UnderWay {
 }
 
 /// How long anything may take that is expected to happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
