@@ -3,12 +3,13 @@ own, with everything it writes in a folder that goes away; its containers have n
 
 Usage: peer_docker.py BINARY | --direct
 """
-import concurrent.futures, contextlib, fcntl, hashlib, http.client, io, json, os, pty, re, select, shutil, signal, ssl, struct
+import concurrent.futures, contextlib, fcntl, hashlib, http.client, io, json, os, pty, select, shutil, signal, ssl, struct
 import subprocess, tarfile, termios, time
 
 from websockets.sync.client import connect
 
-from peers import PATIENCE, Daemon, certificates, check, connections, folder, main, needs, read, run, service, tail, until
+from engine import dockerd
+from peers import PATIENCE, Daemon, certificates, check, connections, folder, main, needs, read, run, until
 
 BIG = 50 << 20
 
@@ -20,36 +21,6 @@ tls = {{ ca = "{path}/ca.pem", cert = "{path}/client.pem", key = "{path}/pkcs1.k
 timeouts = {{ pool_idle = "1s" }}
 [routes.cluster.mtls]
 """
-
-
-@contextlib.contextmanager
-def dockerd(path):
-    """A dockerd that has everything of its own; gives its port."""
-    with open(f"{path}/dockerd.json", "w") as file:
-        file.write("{}")
-    log = f"{path}/dockerd.log"
-    command = ["dockerd", "--config-file", f"{path}/dockerd.json", "--data-root", f"{path}/data", "--exec-root", f"{path}/exec",
-               "--pidfile", f"{path}/dockerd.pid", "--storage-driver", "vfs", "--shutdown-timeout", "2",
-               "--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--userland-proxy=false",
-               "--host", "tcp://127.0.0.1:0", "--tlsverify", "--tlscacert", f"{path}/ca.pem", "--tlscert", f"{path}/nameless.pem",
-               "--tlskey", f"{path}/nameless.key"]
-    try:
-        with service(command, log, lambda: "API listen on" in tail(log, 1 << 20), start_new_session=True):
-            yield int(re.search(r"API listen on 127\.0\.0\.1:(\d+)", tail(log, 1 << 20))[1])
-    finally:
-        sweep(path)
-
-
-def sweep(path):
-    """Ends what a dockerd that was killed leaves behind, and unmounts what it mounted: all of it names the folder."""
-    for process in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError), open(f"/proc/{process}/cmdline", "rb") as file:
-            if path.encode() in file.read() and int(process) != os.getpid():
-                os.kill(int(process), signal.SIGKILL)
-    with open("/proc/self/mountinfo") as file:
-        mounted = [line.split()[4] for line in file]
-    for mount in sorted((mount for mount in mounted if mount.startswith(f"{path}/")), reverse=True):
-        subprocess.run(["umount", "--lazy", mount])
 
 
 class Docker:
@@ -292,7 +263,10 @@ def checks(binary):
         run(["openssl", "rsa", "-traditional", "-in", f"{path}/client.key", "-out", f"{path}/pkcs1.key"])
         context(path)
         with check("docker: a dockerd of our own is up, and wants a certificate"):
-            port = stack.enter_context(dockerd(path))
+            address = stack.enter_context(dockerd(
+                path, "tcp://127.0.0.1:0", "--storage-driver", "vfs", "--tlsverify", "--tlscacert", f"{path}/ca.pem", "--tlscert",
+                f"{path}/nameless.pem", "--tlskey", f"{path}/nameless.key"))
+            port = int(address.rpartition(":")[2])
             Docker(path, "", 0, "--host", f"tcp://127.0.0.1:{port}", "--tls")("version", expect=1)
         if not binary:
             pair = f"{path}/client.pem", f"{path}/client.key"

@@ -48,9 +48,10 @@ def folder():
 
 def run(command, stdin=b"", patience=PATIENCE, expect=0, **options):
     """Runs a command to its end and returns what it printed; one that ends otherwise than expected is a failure."""
-    done = subprocess.run(command, input=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=patience, **options)
+    options = {"stderr": subprocess.PIPE, **options}
+    done = subprocess.run(command, input=stdin, stdout=subprocess.PIPE, timeout=patience, **options)
     if done.returncode != expect:
-        shown = (done.stdout[-500:] + b"\n" + done.stderr[-1000:]).decode(errors="replace").strip()
+        shown = (done.stdout[-500:] + b"\n" + (done.stderr or b"")[-1000:]).decode(errors="replace").strip()
         raise AssertionError(f"{' '.join(command)} ended with {done.returncode} instead of {expect}:\n{shown}")
     return done.stdout
 
