@@ -125,7 +125,6 @@ static FORM: Form = Form {
     token_path: "/latest/api/token",
     life_header: HeaderName::from_static("x-aliyun-ecs-metadata-token-ttl-seconds"),
     token_header: HeaderName::from_static("x-aliyun-ecs-metadata-token"),
-    patience: Duration::from_secs(1),
 };
 
 const FOLDER: &str = "/latest/meta-data/ram/security-credentials/";

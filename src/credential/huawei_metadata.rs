@@ -82,7 +82,6 @@ static FORM: Form = Form {
     token_path: "/meta-data/latest/api/token",
     life_header: HeaderName::from_static("x-metadata-token-ttl-seconds"),
     token_header: HeaderName::from_static("x-metadata-token"),
-    patience: Duration::from_secs(3),
 };
 
 const KEYS: &str = "/openstack/latest/securitykey";

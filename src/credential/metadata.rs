@@ -23,8 +23,6 @@ pub(super) struct Form {
     pub(super) life_header: HeaderName,
     /// The header that a token is shown in.
     pub(super) token_header: HeaderName,
-    /// How long connecting may take, and the same for the answer.
-    pub(super) patience: Duration,
 }
 
 /// Such a service, and its token.
@@ -119,8 +117,8 @@ impl Metadata {
             target: path,
             headers: header.into_iter().collect::<HeaderMap>(),
             body: Zeroizing::default(),
-            connect: self.form.patience,
-            answer: self.form.patience,
+            connect: CONNECT,
+            answer: ANSWER,
         };
         asker.straight().ask(question).await
     }
@@ -129,6 +127,12 @@ impl Metadata {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// How long connecting may take: elsewhere than on an instance nobody answers.
+const CONNECT: Duration = Duration::from_secs(3);
+
+/// How long the answer may take, on an instance that is busy.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long tokens are to live: the longest that both vendors grant.
 const LIFE: Duration = Duration::from_secs(21_600);
