@@ -60,8 +60,13 @@ struct Running {
 impl Running {
     fn start(folder: &Path, configuration: &str, script: &str) -> Self {
         let file = write_configuration(folder, configuration);
-        let mut command = Command::new(BINARY);
-        command.arg("exec").arg("-c").arg(&file).args(["--", "sh", "-c", script]).current_dir(folder);
+        // Whatever the tests were started with: a shell's background jobs ignore SIGINT and SIGQUIT.
+        let mut command = Command::new("env");
+        command
+            .args(["--default-signal", BINARY, "exec", "-c"])
+            .arg(&file)
+            .args(["--", "sh", "-c", script])
+            .current_dir(folder);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).env("NO_COLOR", "1");
         // Not in the foreground of whatever terminal the tests run in.
         let mut child = command.process_group(0).spawn().unwrap();
@@ -312,7 +317,10 @@ fn what_is_typed_at_the_terminal_reaches_the_command_once() {
     let script =
         format!("n=0; trap 'n=$((n + 1)); echo now $n' INT; trap 'echo had $n; exit 4' USR1; echo begun; {LINGER}");
     let mut command = Command::new("setsid");
-    command.args(["--ctty", BINARY, "exec", "-c"]).arg(&file).args(["--", "sh", "-c", &script]);
+    command
+        .args(["--ctty", "env", "--default-signal", BINARY, "exec", "-c"])
+        .arg(&file)
+        .args(["--", "sh", "-c", &script]);
     command.stdin(terminal.slave.try_clone().unwrap()).stdout(terminal.slave.try_clone().unwrap());
     let mut running = Owned(command.stderr(terminal.slave).spawn().unwrap());
     // It holds the terminal, whose end would be its last line otherwise.
