@@ -16,7 +16,7 @@ use crate::proxy::{RouteSettings, ServerSettings};
 use crate::upstream::tls::Roots;
 
 use super::live::{self, Report};
-use super::{ConfigFile, Failed, complain, print};
+use super::{ConfigFile, Failed, complain, patiently, print};
 
 /// Validate a configuration and every secret it refers to, without printing any
 #[derive(Debug, clap::Args)]
@@ -63,7 +63,9 @@ pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
                     // Now with the proxies between.
                     upstream = servers.all().iter().map(|endpoint| endpoint.target.to_string()).collect();
                     if let Some(runtime) = &live {
-                        report = runtime.block_on(live::examine(&route, &lasting, proxy, Arc::clone(&own)));
+                        let what = format!("what the route \"{name}\" needs from others");
+                        let examined = live::examine(&route, &lasting, proxy, Arc::clone(&own));
+                        report = runtime.block_on(patiently(&what, examined));
                     }
                     "ok"
                 }

@@ -22,11 +22,14 @@ mod ways;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use textwrap::WordSplitter;
+use tokio::time::timeout;
 
 use crate::config::{self, Config};
 
@@ -170,6 +173,16 @@ fn complain(message: impl Display) {
     let _ = writeln!(std::io::stderr(), "countersign: {message}");
 }
 
+/// Says what is waited for if that takes long.
+async fn patiently<T>(what: &str, waiting: impl Future<Output = T>) -> T {
+    let mut waiting = pin!(waiting);
+    if let Ok(done) = timeout(LONG, waiting.as_mut()).await {
+        return done;
+    }
+    complain(format!("waiting for {what} …"));
+    waiting.await
+}
+
 /// Prints data. A reader that has gone away is no error: it has seen what it wanted.
 fn print(data: impl AsRef<[u8]>) {
     let mut out = std::io::stdout().lock();
@@ -198,6 +211,9 @@ fn version(commit: Option<&str>) -> String {
     commit.filter(|commit| !commit.is_empty()).map_or(version.to_owned(), |commit| format!("{version} ({commit})"))
 }
 
+/// How long something may take without a word.
+const LONG: Duration = Duration::from_secs(1);
+
 /// How wide a line for people is, at most.
 const COLUMNS: usize = 80;
 
@@ -216,6 +232,12 @@ mod tests {
     fn the_version_has_the_commit_if_that_is_known() {
         let version = |commit| version(commit).replace(env!("CARGO_PKG_VERSION"), "N");
         assert_eq!([version(Some("cf478f0")), version(Some("")), version(None)], ["N (cf478f0)", "N", "N"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_wait_comes_to_its_end() {
+        assert_eq!(patiently("a test", tokio::time::sleep(LONG * 3)).await, ());
+        assert_eq!(patiently("a test", async { 1 }).await, 1);
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::upstream::ask::Asker;
 use crate::upstream::tls::{self, ClientIdentity, Roots, Verify};
 use crate::upstream::{Host, split_authority};
 
-use super::{ConfigFile, Failed, complain, print};
+use super::{ConfigFile, Failed, complain, patiently, print};
 
 /// Show the headers that the daemon would set on a request, without sending it
 #[derive(Debug, clap::Args)]
@@ -196,11 +196,12 @@ fn sign(arguments: &Arguments, config: Config) -> Result<Signing, Trouble> {
     let asker = lasting.asker(proxy, Arc::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build_local(LocalOptions::default());
     let runtime = runtime.map_err(|error| unavailable(format!("nothing can be fetched: {error}")))?;
-    let generation = runtime.block_on(credential(&route, &asker)).map_err(unavailable)?;
+    let fetched = patiently("the route's credential", credential(&route, &asker));
+    let generation = runtime.block_on(fetched).map_err(unavailable)?;
     let armed = route.signers.of(&generation).map_err(unavailable)?;
     let servers = match &armed.servers {
         Some(servers) => Arc::clone(servers),
-        None => runtime.block_on(route.located.ask(&asker, &lasting))?,
+        None => runtime.block_on(patiently("the list of servers", route.located.ask(&asker, &lasting)))?,
     };
     let endpoint = servers.all().first();
     let endpoint = endpoint.ok_or_else(|| Trouble::Usage("the route has no upstream".to_owned()))?;

@@ -440,3 +440,23 @@ fn a_line_a_request_shows_the_query_only_where_that_was_asked_for() {
         assert_eq!((log.contains("/v1/certificate"), log.contains("planted")), shown, "{log}");
     }
 }
+
+#[test]
+fn a_long_wait_says_what_is_awaited() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = r#"{"AccessKeyId": "ak", "SecretAccessKey": "planted"}"#;
+    std::fs::write(folder.path().join("keys.json"), keys).unwrap();
+    let table = "[routes.cert]\nupstream = \"http://127.0.0.1:9\"\n[routes.cert.bce]\n\
+        credentials = { source = \"command\", command = [\"sh\", \"-c\", \"sleep 2; cat DIR/keys.json\"] }\n";
+    let file = write_configuration(folder.path(), table);
+    let arguments = ["sign", "-c", file.to_str().unwrap(), "http://cert.localhost/"];
+    let ended = run(folder.path(), &arguments, |_| {});
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.err, "countersign: waiting for the route's credential …\n");
+    let ended = run(folder.path(), &["check", "--live", "-c", file.to_str().unwrap()], |_| {});
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(
+        ended.err.starts_with("countersign: waiting for what the route \"cert\" needs from others …\n"),
+        "{ended:?}"
+    );
+}

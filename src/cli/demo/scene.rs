@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::cli::complain;
+use crate::cli::patiently;
 use crate::demo::acts::Act;
 use crate::demo::upstream::{Seen, Upstream};
 
@@ -182,16 +182,6 @@ async fn send(proxy: SocketAddr, request: Request<Bytes>) -> io::Result<(StatusC
     timeout(PATIENCE, exchange).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Says what is waited for if that takes long.
-async fn patiently<T>(what: &str, waiting: impl Future<Output = T>) -> T {
-    let mut waiting = std::pin::pin!(waiting);
-    if let Ok(done) = timeout(LONG, waiting.as_mut()).await {
-        return done;
-    }
-    complain(format!("waiting for {what} …"));
-    waiting.await
-}
-
 /// Those that a site received.
 fn of(site: &str, seen: Vec<Seen>) -> Vec<Seen> {
     seen.into_iter().filter(|seen| seen.site == site).collect()
@@ -229,8 +219,6 @@ fn own_words(body: &[u8]) -> String {
 
 /// How long a request may take, with what must be fetched for it.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long something may take without a word.
-const LONG: Duration = Duration::from_secs(1);
 /// Octets of a reply.
 const BODY: usize = 1 << 20;
 /// Characters that make a signature or a token.
@@ -253,11 +241,5 @@ mod tests {
         ] {
             assert_eq!(shorten(value.as_bytes(), separators), expected);
         }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_long_wait_comes_to_its_end() {
-        assert_eq!(patiently("a test", tokio::time::sleep(LONG * 3)).await, ());
-        assert_eq!(patiently("a test", async { 1 }).await, 1);
     }
 }
