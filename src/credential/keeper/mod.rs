@@ -3,116 +3,25 @@
 //! Requests take whatever generation there is without waiting for each other. One task alone asks for the next one, so that
 //! nobody is ever asked twice at a time.
 
+mod asking;
+mod holding;
+
 use std::fmt;
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tracing::warn;
 
 use crate::clock::{Clock, Rest, Timestamp};
-use crate::upstream::ask::Asker;
-use crate::watch::digest;
 
-use super::fetch::Moments;
-use super::{AccessKey, Credential, Failed, Fetched, Retry, Source, Used};
+use super::{Credential, Fetched, Source};
 
-/// A credential and what is known of it.
-#[derive(Clone, Debug)]
-pub struct Generation {
-    /// Its number: the next one's is larger.
-    pub number: u64,
-    /// The credential.
-    pub credential: Credential,
-    /// When it was fetched, or read.
-    pub obtained: Timestamp,
-    /// When it ends, if it does.
-    pub expiry: Option<Timestamp>,
-    moments: Option<Moments>,
-}
-
-impl Generation {
-    /// What a verdict needs to know of it.
-    #[must_use]
-    pub fn used(&self, now: Timestamp) -> Used {
-        let has_token = self.credential.access_key().is_some_and(|key| key.security_token.is_some());
-        Used { is_temporary: self.expiry.is_some() || has_token, age: now.since(self.obtained) }
-    }
-
-    fn is_gone(&self, now: Timestamp) -> bool {
-        self.moments.is_some_and(|moments| moments.gone <= now)
-    }
-
-    fn is_ending(&self, now: Timestamp) -> bool {
-        self.moments.is_some_and(|moments| moments.wait <= now)
-    }
-}
-
-/// What there is to take.
-#[derive(Debug, Default)]
-struct Holding {
-    current: Option<Arc<Generation>>,
-    /// The next one, until a reply has shown that it is good.
-    candidate: Option<Arc<Candidate>>,
-    /// The one that was refused last: it need not be tried again.
-    refused: Option<Arc<Generation>>,
-}
-
-impl Holding {
-    /// The generation with this credential, if it is held.
-    fn known(&self, credential: &Credential) -> Option<&Arc<Generation>> {
-        let candidate = self.candidate.as_ref().map(|candidate| &candidate.generation);
-        self.current.iter().chain(candidate).find(|generation| generation.credential.is_same(credential))
-    }
-
-    /// What there is to take once a generation has come; `None` if that changes nothing.
-    fn with(
-        &self,
-        fresh: &Generation,
-        known: Option<&Arc<Generation>>,
-        serving: Option<&Arc<Generation>>,
-    ) -> Option<Self> {
-        let is_current = known.is_some_and(|known| self.current.as_ref().is_some_and(|c| Arc::ptr_eq(c, known)));
-        if known.is_some_and(|known| known.expiry == fresh.expiry) {
-            // What waited for its trial was taken back.
-            let is_taken_back = is_current && self.candidate.is_some();
-            return is_taken_back.then(|| Self { current: self.current.clone(), ..Self::default() });
-        }
-        let was_refused = |refused: &Arc<Generation>| refused.credential.is_same(&fresh.credential);
-        if serving.is_some() && self.refused.as_ref().is_some_and(was_refused) {
-            return None;
-        }
-        let mut generation = fresh.clone();
-        if let Some(known) = known {
-            (generation.number, generation.obtained) = (known.number, known.obtained);
-        }
-        let generation = Arc::new(generation);
-        Some(match serving.filter(|_| !is_current) {
-            None => Self { current: Some(generation), ..Self::default() },
-            Some(old) => {
-                Self { current: Some(Arc::clone(old)), candidate: Some(Candidate::new(&generation)), refused: None }
-            }
-        })
-    }
-}
-
-#[derive(Debug)]
-struct Candidate {
-    generation: Arc<Generation>,
-    is_taken: AtomicBool,
-}
-
-impl Candidate {
-    fn new(generation: &Arc<Generation>) -> Arc<Self> {
-        Arc::new(Self { generation: Arc::clone(generation), is_taken: AtomicBool::new(false) })
-    }
-}
+pub use holding::Generation;
+use holding::{Candidate, Holding};
 
 /// Keeps the credential of one route, or of several that say the same.
 pub struct Keeper {
@@ -537,116 +446,6 @@ impl Keeper {
         has_old
     }
 
-    /// Asks for generations for as long as the daemon lives: when one is due, when a request needs one, and when one of the
-    /// files has changed.
-    pub async fn live(self: Arc<Self>, asker: Asker, mut files: watch::Receiver<u64>) {
-        let mut backoff = backoff();
-        let due = if self.holding.load().current.is_some() { self.due() } else { Due::In(Duration::ZERO) };
-        let mut due = pin!(due.reached(&self.clock));
-        // What was read before the files were watched may be out of date: the first word of them is looked into.
-        let mut print = Vec::new();
-        let (mut finished, mut has_watch) = (0, true);
-        loop {
-            tokio::select! {
-                () = &mut due => {}
-                () = self.orders.notified() => {
-                    if self.is_rejected.swap(false, Ordering::Relaxed) && matches!(self.source, Source::Fetched(_)) {
-                        // The old one serves, so there is no hurry; and what comes next may be refused as well.
-                        due.set(Due::In(LEAST + pause(&mut backoff)).reached(&self.clock));
-                    }
-                    if self.ordered.load(Ordering::Relaxed) <= finished {
-                        continue;
-                    }
-                }
-                changed = files.changed(), if has_watch => {
-                    has_watch = changed.is_ok();
-                    if !has_watch || self.print() == print {
-                        continue;
-                    }
-                }
-            }
-            self.progress.send_modify(|progress| progress.is_busy = true);
-            print = self.print();
-            let outcome = self.ask(&asker).await;
-            let now = self.clock.now();
-            finished += 1;
-            self.rest.begin(now);
-            // The next pause begins before anybody is told, who may set the clock then.
-            let trouble = match outcome {
-                Ok(is_new) => {
-                    due.set(self.due().reached(&self.clock));
-                    self.learned(now, is_new);
-                    backoff = self::backoff();
-                    None
-                }
-                Err(failed) => {
-                    let pause = match failed.retry {
-                        Retry::Soon => pause(&mut backoff),
-                        Retry::Late => LATE + LATE.mul_f64(fastrand::f64() / 5.0),
-                    };
-                    due.set(Due::In(pause).reached(&self.clock));
-                    let trouble: Arc<str> = failed.message.into();
-                    self.report().error = Some((now, Arc::clone(&trouble)));
-                    self.complain(&trouble, pause);
-                    Some(trouble)
-                }
-            };
-            self.progress.send_replace(Progress { finished, is_busy: false, trouble });
-        }
-    }
-
-    fn complain(&self, error: &str, again_in: Duration) {
-        let (routes, source, again_in_s) = (self.routes.load(), self.source.name(), again_in.as_secs());
-        if self.is_usable() {
-            warn!(%routes, source, error, again_in_s, "no new credential: the old one goes on serving until it ends");
-        } else {
-            warn!(%routes, source, error, again_in_s, "no new credential, nor an old one: requests are answered with 503");
-        }
-    }
-
-    fn learned(&self, now: Timestamp, is_new: bool) {
-        let mut report = self.report();
-        report.refreshed = Some(now);
-        let had_failed = report.error.take().is_some();
-        drop(report);
-        let (routes, source) = (self.routes.load(), self.source.name());
-        if is_new || had_failed {
-            info!(%routes, source, is_new, "the credential was fetched");
-        } else {
-            debug!(%routes, source, "the credential is the same as before");
-        }
-    }
-
-    /// Asks once. True if what came is new.
-    ///
-    /// # Errors
-    /// Why nothing came, or why it cannot be used.
-    pub async fn ask(self: &Arc<Self>, asker: &Asker) -> Result<bool, Failed> {
-        let fetched = self.source.obtain(asker).await?;
-        self.publish(fetched).map_err(Failed::passing)
-    }
-
-    /// When to ask next, by what there is.
-    fn due(&self) -> Due {
-        let holding = self.holding.load();
-        let newest = holding.candidate.as_ref().map(|candidate| &candidate.generation).or(holding.current.as_ref());
-        let moments = newest.and_then(|newest| newest.moments);
-        let now = self.clock.now();
-        if let Some(ttl) = self.source.ttl() {
-            let left = moments.map(|moments| moments.gone.since(now) / 2);
-            return Due::In(left.map_or(ttl, |half| ttl.min(half.max(LEAST))));
-        }
-        let Some(moments) = moments else { return Due::Never };
-        // Where the same credential came again, it is near its end: no need to ask all the time. But some do not live for long.
-        let least = LEAST.min(moments.gone.since(now) / 2).max(FIRST_PAUSE);
-        Due::At(moments.refresh.max(now.after(least)))
-    }
-
-    /// What the files hold, in so far as to notice a change.
-    fn print(&self) -> Vec<Option<[u8; 32]>> {
-        self.source.files().iter().map(|path| digest(path)).collect()
-    }
-
     /// True if a request could be sent now.
     #[must_use]
     pub fn is_usable(&self) -> bool {
@@ -691,72 +490,8 @@ impl fmt::Debug for Keeper {
     }
 }
 
-/// When the next attempt is made.
-#[derive(Clone, Copy, Debug)]
-enum Due {
-    At(Timestamp),
-    In(Duration),
-    Never,
-}
-
-impl Due {
-    fn reached(self, clock: &Clock) -> impl Future<Output = ()> {
-        let pause = if let Self::In(duration) = self { Some(clock.pause(duration)) } else { None };
-        async move {
-            match (self, pause) {
-                (Self::At(time), _) => clock.reach(time).await,
-                (_, Some(pause)) => pause.await,
-                (_, None) => std::future::pending().await,
-            }
-        }
-    }
-}
-
-impl Credential {
-    /// True if the other one is made of the same names and secrets.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
-        let is_same = |one: &SecretString, other: &SecretString| one.expose_secret() == other.expose_secret();
-        let is_same_key = |one: &AccessKey, other: &AccessKey| {
-            one.access_key == other.access_key
-                && is_same(&one.secret_key, &other.secret_key)
-                && match (&one.security_token, &other.security_token) {
-                    (Some(one), Some(other)) => is_same(one, other),
-                    (one, other) => one.is_none() && other.is_none(),
-                }
-        };
-        match (self, other) {
-            (Self::Nothing, Self::Nothing) => true,
-            (Self::AccessKey(one), Self::AccessKey(other)) => is_same_key(one, other),
-            (Self::Identified(one, ids), Self::Identified(other, others)) => is_same_key(one, other) && ids == others,
-            (Self::Certificate(one), Self::Certificate(other)) => {
-                one.upstream == other.upstream && is_same(&one.reply, &other.reply)
-            }
-            (Self::Secrets(ones), Self::Secrets(others)) => {
-                ones.len() == others.len() && ones.iter().zip(others).all(|(one, other)| is_same(one, other))
-            }
-            _ => false,
-        }
-    }
-}
-
-fn backoff() -> ExponentialBackoff {
-    ExponentialBuilder::new().with_min_delay(FIRST_PAUSE).with_max_delay(LONGEST_PAUSE).without_max_times().build()
-}
-
-/// The next pause: anything up to what the backoff says, so that daemons that failed together do not return together.
-fn pause(backoff: &mut ExponentialBackoff) -> Duration {
-    backoff.next().unwrap_or(LONGEST_PAUSE).mul_f64(fastrand::f64())
-}
-
 /// How long a request waits for a credential.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The pauses after failures: up to this much, then up to twice as much, and so on.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-
-/// The pause after a refusal that asking again would not change, and that may lock somebody out.
-const LATE: Duration = Duration::from_secs(300);
 
 /// The least time between two attempts that both succeed, but for credentials that live for less than twice that.
 const LEAST: Duration = Duration::from_secs(30);
