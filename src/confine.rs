@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -179,7 +179,12 @@ pub fn not_run(error: &io::Error) -> impl fmt::Display {
 
 /// True if the error can be of our own making: access(2) knows nothing of it, only of modes.
 fn is_ours(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::PermissionDenied && IS_CONFINED.load(Ordering::Relaxed)
+    IS_CONFINED.load(Ordering::Relaxed) && is_landlocks(error)
+}
+
+/// True if that is how Landlock refuses: EPERM comes from what else there is, such as a group that is not ours.
+fn is_landlocks(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::ACCESS.raw_os_error())
 }
 
 struct Explained<'a> {
@@ -312,7 +317,8 @@ mod tests {
 
     #[test]
     fn the_kernels_reason_stands_where_we_gave_nothing_up() {
-        let denied = io::Error::from(ErrorKind::PermissionDenied);
+        let denied = io::Error::from(Errno::ACCESS);
+        assert!(is_landlocks(&denied) && !is_landlocks(&Errno::PERM.into()));
         assert_eq!(unreadable(&denied, Path::new("/")).to_string(), denied.to_string());
         assert_eq!(not_run(&denied).to_string(), denied.to_string());
     }

@@ -10,7 +10,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::task::Poll;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getpgid, getpgrp, kill_process};
 use tokio::signal::unix::{self, SignalKind, signal};
 use tokio::time::{Instant, sleep};
 use tracing::{Level, error, warn};
@@ -209,16 +209,19 @@ fn ended_by(signal: i32) -> u8 {
 
 /// Hands a signal on to the command, unless the terminal has.
 fn hand_on(signal: Signal, child: &Child) {
-    if matches!(signal, Signal::INT | Signal::QUIT) && is_in_foreground() {
+    // It is there, or waits for its end to be seen: its number cannot be another's.
+    let command = Pid::from_child(child);
+    // Some leave the group, timeout(1) for one.
+    let is_in_our_group = getpgid(Some(command)).is_ok_and(|group| group == getpgrp());
+    if matches!(signal, Signal::INT | Signal::QUIT) && is_in_foreground() && is_in_our_group {
         return;
     }
-    // It is there, or waits for its end to be seen: its number cannot be another's.
-    if let Err(error) = kill_process(Pid::from_child(child), signal) {
+    if let Err(error) = kill_process(command, signal) {
         warn!(%error, "a signal cannot be handed on to the command");
     }
 }
 
-/// True if what is typed at the terminal reaches this process, and so the command, which is in the same group.
+/// True if what is typed at the terminal reaches this process, and so whoever is in the same group.
 fn is_in_foreground() -> bool {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     // The name may hold blanks and parentheses. Then come state, parent, group, session, terminal, and its group.

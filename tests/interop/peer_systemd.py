@@ -288,6 +288,11 @@ def lives(booted, port):
         booted("systemctl", "daemon-reload")
         booted("systemctl", "restart", "countersign.service")
         assert [booted.get(*where, user=user)[0] for user in ("app", "other")] == [200, 403]
+        differ("SupplementaryGroups=app")
+        configure(more='listen = ["unix:/run/countersign/cs.sock?mode=0660&group=app"]')
+        booted("systemctl", "restart", "countersign.service")
+        assert booted("stat", "-c", "%G %a", "/run/countersign/cs.sock").split() == ["app", "660"]
+        differ()
         booted("rm", "/etc/systemd/system/countersign.service.d/callers.conf")
 
     with check("systemd: what is stopped ends well, and does not start again by itself"):

@@ -308,34 +308,49 @@ fn signals_are_handed_on_to_the_command() {
     scene.accepted();
 }
 
+/// Runs a command in the foreground of a terminal of its own; gives what is shown there, and where to type.
+fn in_a_terminal(scene: &Scene, folder: &Path, command: &[&str]) -> (Owned, BufReader<File>, File) {
+    let file = write_configuration(folder, &scene.bce("cert", ""));
+    let terminal = nix::pty::openpty(None, None).unwrap();
+    let mut exec = Command::new("setsid");
+    exec.args(["--ctty", "env", "--default-signal", BINARY, "exec", "-c"]).arg(&file).arg("--").args(command);
+    exec.stdin(terminal.slave.try_clone().unwrap()).stdout(terminal.slave.try_clone().unwrap());
+    let running = Owned(exec.stderr(terminal.slave).spawn().unwrap());
+    // The command that is dropped here holds the terminal, whose end would be its last line otherwise.
+    let shown = BufReader::new(File::from(terminal.master.try_clone().unwrap()));
+    (running, shown, File::from(terminal.master))
+}
+
 #[test]
 fn what_is_typed_at_the_terminal_reaches_the_command_once() {
     let scene = Scene::new();
     let folder = scene.folder();
-    let file = write_configuration(folder.path(), &scene.bce("cert", ""));
-    let terminal = nix::pty::openpty(None, None).unwrap();
     let script =
         format!("n=0; trap 'n=$((n + 1)); echo now $n' INT; trap 'echo had $n; exit 4' USR1; echo begun; {LINGER}");
-    let mut command = Command::new("setsid");
-    command
-        .args(["--ctty", "env", "--default-signal", BINARY, "exec", "-c"])
-        .arg(&file)
-        .args(["--", "sh", "-c", &script]);
-    command.stdin(terminal.slave.try_clone().unwrap()).stdout(terminal.slave.try_clone().unwrap());
-    let mut running = Owned(command.stderr(terminal.slave).spawn().unwrap());
-    // It holds the terminal, whose end would be its last line otherwise.
-    drop(command);
-    let mut shown = BufReader::new(File::from(terminal.master.try_clone().unwrap()));
+    let (mut running, mut shown, mut keyboard) = in_a_terminal(&scene, folder.path(), &["sh", "-c", &script]);
     await_line(&mut shown, "begun");
     // Until it goes on, only what the terminal itself sends reaches the command.
     running.signal(Signal::SIGSTOP);
-    File::from(terminal.master).write_all(b"\x03").unwrap();
+    keyboard.write_all(b"\x03").unwrap();
     await_line(&mut shown, "now 1");
     running.signal(Signal::SIGCONT);
     running.signal(Signal::SIGUSR1);
     let had = await_line(&mut shown, "had ");
     assert_eq!(had.trim_end(), "had 1");
     assert_eq!(running.wait().code(), Some(4));
+}
+
+#[test]
+fn what_is_typed_reaches_a_command_that_has_left_the_group() {
+    let scene = Scene::new();
+    let folder = scene.folder();
+    let script = format!("trap 'echo got; exit 3' INT; echo begun; {LINGER}");
+    let command = ["timeout", "60", "sh", "-c", &script];
+    let (mut running, mut shown, mut keyboard) = in_a_terminal(&scene, folder.path(), &command);
+    await_line(&mut shown, "begun");
+    keyboard.write_all(b"\x03").unwrap();
+    await_line(&mut shown, "got");
+    assert_eq!(running.wait().code(), Some(3));
 }
 
 #[test]
