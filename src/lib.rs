@@ -16,8 +16,8 @@
 //!    of each other is in [`proxy::activity`]. Over HTTP/2 each request is a task of its own ([`proxy::streams`]).
 //! 2. **route** ([`proxy::route`]): listener, authority and path say which route is meant. What could be meant in two ways
 //!    is refused, and so is a foreign name that somebody made resolve to this machine.
-//! 3. **guard** ([`proxy::guard`], with the kernel's word on who calls in [`proxy::peer`]): other pages' scripts, requests that `allow` does not name and strangers to `callers`
-//!    go no further.
+//! 3. **guard** ([`proxy::guard`], with the kernel's word on who calls in [`proxy::peer`]): other pages' scripts, requests that
+//!    `allow` does not name and strangers to `callers` go no further.
 //! 4. **clean** ([`proxy::clean`]): hop-by-hop headers and callers' own credentials are removed, then the route's headers
 //!    are set. From here to the signature the request is a [`proxy::head`] and its body.
 //! 5. **hold** ([`proxy::hold`]): a body that must be seen whole, or is small enough to be sent again, is held; all else
