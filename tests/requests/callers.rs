@@ -2,10 +2,12 @@
 
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use nix::sys::socket::{getsockopt, sockopt};
 use nix::unistd::{Gid, Uid, geteuid, getgid, getgroups, getuid};
 use rustix::thread::set_thread_res_uid;
 
@@ -147,8 +149,10 @@ fn all_groups_of_a_caller_on_a_unix_socket_count() {
     // Root can have a program join a group; whoever else runs this has those that it has.
     let joined = if geteuid().is_root() { vec![Gid::from_raw(GROUP)] } else { getgroups().unwrap() };
     let joined = joined.into_iter().filter(|group| *group != primary);
+    // Linux tells them since 6.5; before, they do not count.
+    let is_told = getsockopt(&UnixStream::pair().unwrap().0, sockopt::PeerPidfd).is_ok();
     let mut routes: Vec<_> =
-        joined.enumerate().map(|(at, group)| (format!("joined-{at}"), group.as_raw(), true)).collect();
+        joined.enumerate().map(|(at, group)| (format!("joined-{at}"), group.as_raw(), is_told)).collect();
     routes.push(("primary".to_owned(), primary.as_raw(), true));
     routes.push(("other".to_owned(), STRANGER, false));
     let tables: Vec<_> = routes
