@@ -19,6 +19,18 @@ use crate::proxy::listen::Address;
 
 use super::{ConfigFile, Failed, complain};
 
+/// What is asked for.
+#[derive(Debug, clap::Args)]
+pub(super) struct About {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Print what the daemon says in JSON, as it comes
+    #[arg(long)]
+    pub(super) json: bool,
+    /// What is about one route alone
+    name: Option<String>,
+}
+
 /// What the daemon says.
 pub(super) struct Answer {
     /// The status.
@@ -54,7 +66,8 @@ pub(super) fn ask(file: &ConfigFile, target: &str) -> Result<Answer, Failed> {
 ///
 /// # Errors
 /// As for [`ask`], or what answers is no daemon of ours, or knows no such route.
-pub(super) fn ask_of(file: &ConfigFile, path: &str, route: Option<&str>) -> Result<(Value, String), Failed> {
+pub(super) fn ask_about(about: &About, path: &str) -> Result<(Value, String), Failed> {
+    let (file, route) = (&about.file, about.name.as_deref());
     if let Some(route) = route.filter(|route| !is_name(route)) {
         complain(format!("{route:?} is no name of a route: it is a-z, 0-9 and, inside, \"-\""));
         return Err(Failed::Usage);

@@ -2,25 +2,21 @@
 
 use crate::admin::words::{self, Paragraph};
 
-use super::{ConfigFile, Failed, asking, print};
+use super::asking::{self, About};
+use super::{Failed, print};
 
 /// Show the state of the running daemon and its routes
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Arguments {
     #[command(flatten)]
-    file: ConfigFile,
-    /// Print what the daemon says in JSON, as it comes
-    #[arg(long)]
-    json: bool,
-    /// One route alone
-    name: Option<String>,
+    about: About,
 }
 
 /// Asks for `/status`.
 pub(super) fn main(arguments: &Arguments) -> Result<(), Failed> {
-    let (told, body) = asking::ask_of(&arguments.file, "/status", arguments.name.as_deref())?;
-    if arguments.json {
+    let (told, body) = asking::ask_about(&arguments.about, "/status")?;
+    if arguments.about.json {
         print(body);
     } else {
         let paragraphs: Vec<_> = words::status(&told).iter().map(Paragraph::text).collect();
